@@ -1,0 +1,51 @@
+"""From the user's name to the key in the store."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import ConfigurationError
+
+DEFAULT_NAMESPACE = "atomiclock"
+
+# Printable ASCII but the space, and but the braces, which Redis Cluster reads as a hash tag.
+_PLAIN = re.compile(r"[!-z|~]+", re.ASCII)
+_UNSAFE = re.compile(r"[^!-z|~]", re.ASCII)
+_LOOKS_DIGESTED = re.compile(r"~[0-9a-f]{32}$")
+_LONGEST_KEY = 160  # memcached's limit of 250 bytes, less room for what adapters append
+_HEAD = 64
+
+
+def check_name(name: object) -> str:
+    """`name` if it can be a lock's name, else a `ConfigurationError` that says what to pass."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"a lock's name is a non-empty str, not {type(name).__name__}: {_short(name)}")
+    if not name:
+        raise ConfigurationError("a lock's name must not be empty: name what the lock protects, as in 'invoice:42'")
+    return name
+
+
+def key_of(namespace: str, name: str) -> str:
+    """The key in the store: `namespace:name`, or `name` verbatim where the namespace is "".
+
+    A key that is long or has characters that some store cannot take becomes a readable head and a digest of
+    the whole. A name that only looks like such a key is digested too, so two names never share a key.
+    """
+    if not namespace:
+        return name
+    key = f"{namespace}:{name}"
+    if len(key) <= _LONGEST_KEY and _PLAIN.fullmatch(key) and not _LOOKS_DIGESTED.search(key):
+        return key
+    return f"{_UNSAFE.sub('_', key[:_HEAD])}~{digest(key)}"
+
+
+def digest(text: str) -> str:
+    """128 bits of `text` in hex, the same in every process and version. Lone surrogates are legal in a str."""
+    from hashlib import blake2b  # OpenSSL takes milliseconds to load: only names that need it pay
+
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,85 @@
+"""Which backend serves a URL or a client object: one row each."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from ._url import mask, nearest, parse
+from .backends import Backend
+from .errors import ConfigurationError
+
+ENTRY_POINTS = "atomiclock.backends"
+
+
+class Row(NamedTuple):
+    """A backend's class, the extra with its driver, and the package whose client objects it takes."""
+
+    path: str
+    extra: str | None = None
+    clients: str | None = None
+
+
+_REDIS = Row("atomiclock.backends.redis:RedisBackend", "redis", "redis")
+
+ROWS: dict[str, Row] = {
+    "memory": Row("atomiclock.backends.memory:MemoryBackend"),
+    "sqlite": Row("atomiclock.backends.sqlite:SQLiteBackend"),
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "redis+unix": _REDIS,
+    "valkey": _REDIS,
+    "valkeys": _REDIS,
+}
+
+
+def backend_for(url: object) -> tuple[Backend, dict[str, Any]]:
+    """The backend for `url` and the lock options that the URL sets. Connects to nothing.
+
+    Raises `ConfigurationError` for a URL, scheme or option that is not known, or a driver that is missing.
+    """
+    if not isinstance(url, str):
+        raise ConfigurationError(
+            f"url is a str such as 'redis://localhost:6379/0', not {type(url).__name__}; "
+            "give a client object to LockManager(client=...)"
+        )
+    parts = parse(url)
+    cls = _load(parts.scheme, mask(url))
+    return cls.from_url(parts), parts.options
+
+
+def backend_of(client: object, colour: str) -> Backend:
+    """The backend that works through `client`'s server, on connections of its own. `colour`: "sync" or "async"."""
+    packages = {cls.__module__.partition(".")[0] for cls in type(client).__mro__}
+    for row in ROWS.values():
+        if row.clients is not None and row.clients in packages:
+            backend: Backend = _import(row).from_client(client, colour)
+            return backend
+    raise ConfigurationError(
+        f"no backend takes a {type(client).__module__}.{type(client).__qualname__}: give a URL such as "
+        "'redis://localhost:6379/0', or a redis.Redis client"
+    )
+
+
+def _load(scheme: str, shown: str) -> Any:
+    row = ROWS.get(scheme)
+    if row is not None:
+        return _import(row)
+    from importlib.metadata import entry_points  # slow: only for a scheme that is not ours
+
+    others = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if scheme in others:
+        return others[scheme].load()
+    raise ConfigurationError(f"no backend for {shown!r}: {scheme}:// is unknown; {nearest(scheme, [*ROWS, *others])}")
+
+
+def _import(row: Row) -> Any:
+    module, _, name = row.path.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if row.extra is None or (error.name or "").startswith("atomiclock"):
+            raise
+        raise ConfigurationError(
+            f"this backend needs the package {error.name!r}: pip install 'atomiclock[{row.extra}]'"
+        ) from error

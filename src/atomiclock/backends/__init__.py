@@ -1,0 +1,197 @@
+"""What a backend is: the words that the policy and a store's adapter exchange.
+
+An adapter spells five verbs for its store, each a generator that yields the adapter's own requests and
+returns a fact. Its two channels, one synchronous and one asynchronous, perform such requests within a
+deadline. So a verb is written once for both colours, and the policy (`atomiclock._plans`) knows no store.
+
+A fact is a return value. An unknown is an exception, `Unknown`: the policy then asks again or takes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from .._url import URL
+
+T = TypeVar("T")
+Steps = Generator[Any, Any, T]
+"""A verb under way: yields the adapter's requests, is sent their replies, returns a fact."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a backend can promise. The policy, the tests and the tables in the docs read it."""
+
+    scope: Literal["process", "machine", "network"]
+    """Who is excluded: threads and tasks of one process, processes of one machine, or every client of a server."""
+    fence: Literal["none", "process", "clock", "durable"]
+    """`process`: grows until the process ends. `clock`: grows, also after the store lost its data, while the
+    store's clock does not go back. `durable`: grows for ever."""
+    waits: Literal["wake", "poll"]
+    """Whether a waiter is woken by the release, or asks again and again."""
+    survives_restart: Literal["yes", "no", "if persisted"]
+    """Whether a lock that is held is still held after the store restarted."""
+    ttl_step: float
+    """Seconds: a ttl is rounded up to a multiple of it at the store; 0 for none."""
+    longest_ttl: float
+    """Seconds: a longer ttl is refused."""
+    loses: str
+    """What can end a lock early, in a few words for a table."""
+
+
+class Add(NamedTuple):
+    """Set `key` to `token` for `ttl` seconds if nobody has it; if `token` itself has it, count from now again."""
+
+    key: str
+    token: str
+    ttl: float
+    owner: str
+    waiting: bool
+    """Whether a `Wait` follows when somebody else has it."""
+    deadline: float
+
+
+class Remove(NamedTuple):
+    """Remove `key` if `token` has it; forget that `token` waits; if the key is free then, wake who waits next.
+
+    `in_flight` counts the `Add`s of this token that were never answered: they must not land afterwards, if
+    the store can prevent it.
+    """
+
+    key: str
+    token: str
+    in_flight: int
+    deadline: float
+
+
+class Extend(NamedTuple):
+    """Let `key` live `ttl` seconds from now if `token` has it."""
+
+    key: str
+    token: str
+    ttl: float
+    deadline: float
+
+
+class Peek(NamedTuple):
+    """Look who has `key`."""
+
+    key: str
+    deadline: float
+
+
+class Wait(NamedTuple):
+    """Return when `key` may be free, at `until` at the latest. To return early is allowed, if not in a loop.
+
+    `since` is when this waiter began, on the monotonic clock; `signals` is what `Busy` said.
+    """
+
+    key: str
+    token: str
+    since: float
+    until: float
+    signals: bool
+    deadline: float
+
+
+VERBS = {Add: "add", Remove: "remove", Extend: "extend", Peek: "peek", Wait: "wait"}
+"""Which verb of a backend answers which ask."""
+
+
+class Granted(NamedTuple):
+    """`token` has the key. `fence` grows with each grant of a key, or is `None`.
+
+    `repeated`: it had it already, from an earlier `Add` whose answer was lost.
+    """
+
+    fence: int | None
+    repeated: bool = False
+
+
+class Busy(NamedTuple):
+    """Somebody else has the key, for `remaining` seconds more (`None`: unknown or for ever).
+
+    `signals`: the holder's release wakes waiters. Other software that shares the key does not.
+    """
+
+    remaining: float | None
+    owner: str | None = None
+    signals: bool = True
+
+
+class Holder(NamedTuple):
+    """Who holds a lock, for people: by the time one reads it, it may have changed."""
+
+    owner: str | None
+    """The holder's label; `None` if other software took the lock."""
+    token: str
+    fence: int | None
+    remaining: float | None
+    """Seconds until the lock ends if it is not renewed; `None` if it never does."""
+
+
+class Unknown(Exception):
+    """The store gave no usable answer within the deadline.
+
+    `sent`: the request may have reached the store, now or later. `fresh`: it went over a new connection, so
+    to try again at once is not promising. The message is for people and has no secrets.
+    """
+
+    def __init__(self, message: str, *, sent: bool = True, fresh: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
+        self.fresh = fresh
+
+
+class Channel(Protocol):
+    """Performs an adapter's requests for threads. Never used across a fork."""
+
+    def call(self, request: Any, deadline: float) -> Any:
+        """The reply to `request`, no later than `deadline`; `Unknown` if there is none. Any exception that
+        interrupts it, `KeyboardInterrupt` too, leaves no connection behind that may still be answered."""
+
+    def close(self) -> None:
+        """Give up what is open. Calls after it open it again."""
+
+
+class AsyncChannel(Protocol):
+    """Performs an adapter's requests for the tasks of one event loop. `call` is as for `Channel`."""
+
+    async def call(self, request: Any, deadline: float) -> Any: ...
+
+    def close(self) -> None:
+        """Give up what is open, at once: it is also called when the loop is about to end."""
+
+
+class Backend(Protocol):
+    """One store's adapter. `atomiclock.testing` proves one; the entry-point group is `atomiclock.backends`."""
+
+    traits: Traits
+    request_bound: float
+    """Seconds that one request may take when the caller sets no tighter deadline."""
+    place: str
+    """Where the store is, for people: no secrets."""
+
+    @classmethod
+    def from_url(cls, url: URL) -> Backend: ...
+
+    def add(self, ask: Add) -> Steps[Granted | Busy]: ...
+
+    def remove(self, ask: Remove) -> Steps[bool]:
+        """Whether `token` had the key."""
+
+    def extend(self, ask: Extend) -> Steps[bool]:
+        """Whether `token` has the key."""
+
+    def peek(self, ask: Peek) -> Steps[Holder | None]: ...
+
+    def wait(self, ask: Wait) -> Steps[None]: ...
+
+    def channel(self) -> Channel:
+        """A new channel; connects to nothing yet."""
+
+    def async_channel(self) -> AsyncChannel:
+        """A new channel for the running event loop; connects to nothing yet."""
