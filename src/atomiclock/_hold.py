@@ -1,0 +1,190 @@
+"""What one attempt at a lock, and the lease that comes of it, knows about itself. No I/O, no clock of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+from . import _process
+from ._options import Options
+from .errors import LockLost, NotHeld
+
+TRYING, HELD, RELEASING, RELEASED, LOST = "trying", "held", "releasing", "released", "lost"
+
+RENEWALS_PER_TTL = 3
+"""A renewal is due after a third of the ttl, so that two may fail before the lease is in danger."""
+
+
+def margin(ttl: float) -> float:
+    """Seconds by which a lease ends earlier for its holder than at the store.
+
+    One percent for clocks that run at different rates (as Redlock allows) and for telling the holder in
+    time, and 2 ms for the store's rounding; never more than a tenth of a very short ttl.
+    """
+    return min(0.002 + ttl / 100, ttl / 10)
+
+
+class Hold:
+    """One token's story: trying, held, then released or lost. Shared by plans, keeper and lease."""
+
+    __slots__ = (
+        "__weakref__",
+        "buried",
+        "claimed",
+        "dropped",
+        "due",
+        "due_ticket",
+        "end_ticket",
+        "fence",
+        "generation",
+        "in_flight",
+        "io",
+        "key",
+        "last_sent",
+        "lease",
+        "lost_reason",
+        "name",
+        "on_lost",
+        "owner",
+        "releases_unanswered",
+        "renew",
+        "renew_until",
+        "renewing",
+        "state",
+        "token",
+        "ttl",
+        "valid_until",
+        "waited",
+    )
+
+    def __init__(self, name: str, key: str, owner: str, token: str, options: Options, io: Any = None) -> None:
+        self.name = name
+        self.key = key
+        self.owner = owner
+        self.token = token
+        self.ttl = options.ttl
+        self.renew = options.renew
+        self.on_lost = options.on_lost
+        self.io = io  # whose store it is; opaque here
+        self.lease: Any = None  # a weak reference to the lease that the application has
+        self.generation = _process.generation
+        self.state = TRYING
+        self.fence: int | None = None
+        self.valid_until = -math.inf
+        self.renew_until = math.inf if options.max_hold is None else options.max_hold
+        self.lost_reason: str | None = None
+        # What may be left at the store if we stop here:
+        self.in_flight = 0  # adds that were sent and not answered
+        self.claimed = False  # an add was answered with yes
+        self.waited = False  # the store may know us as a waiter, or have woken us
+        self.releases_unanswered = 0
+        self.last_sent = -math.inf
+        # The keeper's:
+        self.due = math.inf
+        self.due_ticket = self.end_ticket = -1
+        self.renewing: float | None = None  # the ttl of its renewal under way
+        self.dropped = False  # nobody has the lease any more
+        self.buried = False  # to be taken back, not to be renewed
+
+    # Acquire
+
+    def sending(self, now: float) -> None:
+        """An add is about to leave: counted first, so that an interrupt at any point finds it counted."""
+        self.in_flight += 1
+        self.last_sent = now
+
+    def granted(self, sent: float, now: float, fence: int | None, repeated: bool) -> bool:
+        """The store says yes to what left at `sent`. False if the lease is over by `now` already."""
+        self.claimed = True
+        self.in_flight = max(0, self.in_flight - (2 if repeated else 1))
+        self.fence = fence
+        valid_until = sent + self.ttl - margin(self.ttl)
+        if now >= valid_until:
+            return False
+        self.valid_until = valid_until
+        self.renew_until += now
+        self.due = sent + self.ttl / RENEWALS_PER_TTL if self.renew else valid_until
+        self.state = HELD
+        return True
+
+    @property
+    def lingers(self) -> bool:
+        """Whether something of this attempt may be at the store, now or later."""
+        return self.claimed or self.waited or self.in_flight > 0
+
+    def settled(self) -> None:
+        """The store has confirmed that nothing of it is left."""
+        self.claimed = self.waited = False
+        self.in_flight = 0
+
+    # While held
+
+    def held(self, now: float) -> bool:
+        """Whether the lease is valid at `now`, as far as can be known without asking."""
+        return self.state == HELD and not self.over(now)
+
+    def over(self, now: float) -> bool:
+        """Whether the lease is lost. Notes the loss the first time that it shows."""
+        if self.state == LOST:
+            return True
+        if self.generation != _process.generation and self.state in (TRYING, HELD, RELEASING):
+            self.lose("it belongs to the process that forked this one")
+            return True
+        if self.state == HELD and now >= self.valid_until:
+            self.lose(self._why_over())
+            return True
+        return False
+
+    def _why_over(self) -> str:
+        if not self.renew:
+            return f"its ttl of {self.ttl:g} s is over and renew=False"
+        if self.valid_until >= self.renew_until:
+            return "max_hold is over, so it was no longer renewed"
+        return f"it could not be renewed within its ttl of {self.ttl:g} s"
+
+    def lose(self, reason: str) -> None:
+        self.lost_reason = reason
+        self.state = LOST
+
+    def may_renew(self, now: float) -> bool:
+        return self.renew and now < self.renew_until and not self.dropped
+
+    def extending(self, sent: float, ttl: float) -> None:
+        """An extension is about to leave: from now on the store may end the lease at that time, if it is sooner."""
+        self.valid_until = min(self.valid_until, sent + ttl - margin(ttl))
+
+    def extended(self, sent: float, ttl: float) -> None:
+        """The store says yes to the extension that left at `sent`."""
+        if self.state == HELD:
+            self.valid_until = sent + ttl - margin(ttl)
+            self.due = sent + self.ttl / RENEWALS_PER_TTL if self.renew else self.valid_until
+
+    # The end
+
+    def give_up(self) -> None:
+        """Nobody will use it: it is not held any more, and nothing of it shall stay at the store."""
+        if self.state in (TRYING, HELD):
+            self.state = RELEASING
+
+    def begin_release(self, now: float) -> None:
+        """Raise what the release of a lease that is not held raises; else no renewal follows."""
+        self.require(now, releasing=True)
+        self.state = RELEASING
+
+    def require(self, now: float, releasing: bool = False) -> None:
+        """Raise `LockLost` or `NotHeld` unless held, or, for a release, unless its release is still unanswered."""
+        if self.over(now):
+            self.raise_lost()
+        if self.state != HELD and not (releasing and self.state == RELEASING):
+            raise NotHeld(f"the lease on {self.name!r} was released before", name=self.name)
+
+    def raise_lost(self) -> NoReturn:
+        raise LockLost(
+            f"the lock {self.name!r} was lost: {self.lost_reason}; somebody else may hold it by now",
+            name=self.name,
+            reason=self.lost_reason,
+        )
+
+    def released(self) -> None:
+        self.state = RELEASED
+        self.settled()

@@ -1,0 +1,245 @@
+"""The keeper's book and plan: which held leases need attention next, and what to do about them.
+
+One keeper serves all leases of a process (or of an event loop), one request at a time. So that a store that
+hangs harms only its own leases, each request may take at most half of the time until the next lease of any
+store would be lost, and a store that just failed is left alone for a while.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any, NamedTuple
+
+from ._hold import HELD, LOST, Hold
+from ._plans import FIRST_PAUSE, GONE, LONGEST_PAUSE, Plan, Terms
+from .backends import Extend, Remove, Unknown
+
+
+class Idle(NamedTuple):
+    """Go on at `until`, or when the book was told of something earlier."""
+
+    until: float
+
+
+class On(NamedTuple):
+    """Put `ask` to the store of `hold`."""
+
+    hold: Hold
+    ask: Any
+
+
+class Tell(NamedTuple):
+    """`hold` was just lost: tell whoever wanted to know."""
+
+    hold: Hold
+
+
+class Dropped(NamedTuple):
+    """`hold` has no lease left that could be released: say so, it is a mistake of the application."""
+
+    hold: Hold
+
+
+Entry = tuple[float, int, Hold]
+
+
+class Book:
+    """The leases to keep and the attempts to bury, by when they need attention. `mutex` guards it."""
+
+    def __init__(self, mutex: AbstractContextManager[Any]) -> None:
+        self.mutex = mutex
+        self.live: dict[str, Hold] = {}
+        self._dues: list[Entry] = []
+        self._ends: list[Entry] = []
+        self._number = count()
+        self._asleep_until = math.inf
+        self._pauses: dict[Any, tuple[float, float]] = {}
+
+    def add(self, hold: Hold) -> bool:
+        """Keep `hold`, or bury it if that is its state; or note that its times have changed.
+
+        True if the keeper must be woken for it.
+        """
+        with self.mutex:
+            self.live[hold.token] = hold
+            if not hold.buried:
+                hold.end_ticket = next(self._number)
+                heappush(self._ends, (hold.valid_until, hold.end_ticket, hold))
+            self._push(hold)
+            return min(hold.due, hold.valid_until) < self._asleep_until
+
+    def discard(self, hold: Hold) -> None:
+        """Keep it no longer. What it left in the heaps is thrown out when that is the larger part of them."""
+        if self.live.pop(hold.token, None) is None:
+            return
+        if len(self._dues) + len(self._ends) > 64 + 4 * len(self.live):
+            with self.mutex:
+                self._dues = [entry for entry in self._dues if self._is_due(entry)]
+                self._ends = [entry for entry in self._ends if self._is_end(entry)]
+                heapify(self._dues)
+                heapify(self._ends)
+
+    def again(self, hold: Hold, due: float) -> None:
+        """Look at `hold` again at `due`."""
+        with self.mutex:
+            hold.due = due
+            if hold.token in self.live:
+                self._push(hold)
+
+    def _push(self, hold: Hold) -> None:
+        hold.due_ticket = next(self._number)
+        heappush(self._dues, (hold.due, hold.due_ticket, hold))
+
+    def _is_due(self, entry: Entry) -> bool:
+        return entry[2].token in self.live and entry[2].due_ticket == entry[1]
+
+    def _is_end(self, entry: Entry) -> bool:
+        return entry[2].token in self.live and entry[2].end_ticket == entry[1] and not entry[2].buried
+
+    def due(self, now: float) -> Hold | None:
+        """A hold that needs attention now. It stays live, but has no place in the queue until `again`."""
+        with self.mutex:
+            self._asleep_until = -math.inf  # awake: whoever adds now need not wake us
+            while self._dues and self._dues[0][0] <= now:
+                entry = heappop(self._dues)
+                if self._is_due(entry):
+                    return entry[2]
+            return None
+
+    def sleep(self) -> float:
+        """Until when there is nothing to do. Who adds something earlier than that is told to wake us."""
+        with self.mutex:
+            while self._dues and not self._is_due(self._dues[0]):
+                heappop(self._dues)
+            due = self._dues[0][0] if self._dues else math.inf
+            self._asleep_until = min(due, self._next_end())
+            return self._asleep_until
+
+    def lost(self, now: float) -> Hold | None:
+        """A kept hold whose lease is over by `now`; it is kept no longer."""
+        with self.mutex:
+            if self._next_end() > now:
+                return None
+            hold = heappop(self._ends)[2]
+            self.live.pop(hold.token, None)
+            return hold
+
+    def next_end(self) -> float:
+        """When the first of all kept leases will be over if it is not renewed."""
+        with self.mutex:
+            return self._next_end()
+
+    def _next_end(self) -> float:
+        ends = self._ends
+        while ends:
+            end, ticket, hold = ends[0]
+            if not self._is_end(ends[0]) or hold.state not in (HELD, LOST):
+                heappop(ends)
+            elif hold.state == HELD and hold.valid_until > end:  # renewed meanwhile
+                heappop(ends)
+                heappush(ends, (hold.valid_until, ticket, hold))
+            else:
+                return end
+        return math.inf
+
+    # A store that fails
+
+    def failed(self, io: Any, now: float, most: float) -> float:
+        """Note that the store behind `io` failed. Returns when to try it again, at most `most` seconds from now."""
+        pause = min(2 * self._pauses.get(io, (0.0, FIRST_PAUSE / 2))[1], LONGEST_PAUSE)
+        self._pauses[io] = (now + min(pause, most), pause)
+        return now + min(pause, most)
+
+    def works(self, io: Any) -> None:
+        self._pauses.pop(io, None)
+
+    def paused(self, io: Any, now: float) -> float | None:
+        """Until when to leave the store behind `io` alone, if at all."""
+        until = self._pauses.get(io, (now, 0.0))[0]
+        return until if until > now else None
+
+
+def keep(book: Book, terms: Callable[[Hold], Terms], clock: Callable[[], float]) -> Plan[None]:
+    """Renew what is due, tell of losses in time, bury what was given up. Never ends."""
+    while True:
+        now = clock()
+        lost = book.lost(now)
+        if lost is not None:
+            yield from _tell(book, lost, now)
+            continue
+        hold = book.due(now)
+        if hold is None:
+            yield Idle(book.sleep())
+        elif hold.buried:
+            yield from _bury(book, hold, now, terms(hold))
+        elif hold.state == HELD:
+            yield from _renew(book, hold, now, terms(hold))
+
+
+def _tell(book: Book, hold: Hold, now: float) -> Plan[None]:
+    if hold.over(now):
+        yield Tell(hold)
+        if hold.lingers and hold.lost_reason != GONE:  # a renewal may have been obeyed without our hearing of it
+            hold.due = hold.valid_until = now
+            hold.buried = True
+            book.add(hold)
+
+
+def _renew(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
+    if not hold.may_renew(now):
+        if hold.dropped:
+            book.discard(hold)
+            yield Dropped(hold)
+        return  # its end is in the book
+    paused = book.paused(hold.io, now)
+    if paused is not None:
+        book.again(hold, min(paused, (now + hold.valid_until) / 2))
+        return
+    hold.renewing = ttl = hold.ttl
+    if hold.ttl != ttl:  # changed between the two reads by an extend() that did not see us
+        hold.renewing = ttl = hold.ttl
+    half = (book.next_end() - now) / 2
+    try:
+        kept = yield On(hold, Extend(hold.key, hold.token, ttl, now + min(terms.bound, max(half, 0.001))))
+    except Unknown:
+        then = terms.clock()
+        book.again(hold, book.failed(hold.io, then, (hold.valid_until - then) / 4))
+        return
+    finally:
+        hold.renewing = None
+    book.works(hold.io)
+    if hold.state != HELD:
+        return
+    if not kept:
+        hold.lose(GONE)
+        book.discard(hold)
+        yield Tell(hold)
+        return
+    hold.extended(now, min(ttl, hold.ttl))
+    book.again(hold, hold.due)
+
+
+def _bury(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
+    """Take back what an attempt left behind, until the store confirms it or the ttl has done it."""
+    if not hold.lingers or now > hold.last_sent + hold.ttl + terms.bound:
+        book.discard(hold)
+        return
+    paused = book.paused(hold.io, now)
+    if paused is not None:
+        book.again(hold, paused)
+        return
+    half = (book.next_end() - now) / 2
+    hold.releases_unanswered += 1
+    try:
+        yield On(hold, Remove(hold.key, hold.token, hold.in_flight, now + min(terms.bound, max(half, 0.001))))
+    except Unknown:
+        then = terms.clock()
+        book.again(hold, book.failed(hold.io, then, LONGEST_PAUSE))
+        return
+    book.works(hold.io)
+    hold.settled()
+    book.discard(hold)

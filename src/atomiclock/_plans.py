@@ -1,0 +1,225 @@
+"""The policy: what to ask of a store, when, and what follows from its answers.
+
+Each plan is a generator. It yields asks (`atomiclock.backends` has those for a store; here are `Sleep`, `Idle`,
+`On` and `Tell`), is sent the answers or has `Unknown` thrown into it, and returns. It does no I/O and has no
+clock but the one handed in, so it runs the same under a thread, an event loop or a test's virtual clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeVar
+
+from ._hold import Hold
+from .backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait
+from .errors import BackendUnavailable, ConfigurationError, LockTimeout
+
+T = TypeVar("T")
+Plan = Generator[Any, Any, T]
+Clock = Callable[[], float]
+
+LONGEST_WAIT = 5.0
+"""Seconds after which a waiter asks again although nobody woke it: a lost wake-up costs no more than this."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+"""Seconds between tries at a store that does not answer; doubled from one try to the next."""
+
+
+def ended(plan: Plan[Any]) -> bool:
+    """Whether `plan` has returned or raised."""
+    return getattr(plan, "gi_frame", None) is None
+
+
+class Sleep(NamedTuple):
+    """Go on at `until`."""
+
+    until: float
+
+
+class Terms(NamedTuple):
+    """What the plans need from their surroundings: the clock, randomness in [0, 1), and one request's bound."""
+
+    clock: Clock
+    random: Callable[[], float]
+    bound: float
+
+
+class Patience:
+    """How long to go on with a store that does not answer: at most one request's bound after it stopped to."""
+
+    def __init__(self, terms: Terms, end: float) -> None:
+        self.terms = terms
+        self.end = end
+        self.since: float | None = None
+        self.pause = FIRST_PAUSE
+        self.stale_used = False
+
+    def answered(self) -> None:
+        self.since = None
+        self.pause = FIRST_PAUSE
+
+    def after(self, error: Unknown, asked: float) -> float | None:
+        """When to try again, or `None` to give up."""
+        now = self.terms.clock()
+        if not error.fresh and not self.stale_used:
+            # A pooled connection that the server closed meanwhile says nothing about the server.
+            self.stale_used = True
+            return now
+        self.since = asked if self.since is None else self.since
+        give_up = min(self.end, self.since + self.terms.bound)
+        again = now + self.pause * (0.5 + self.terms.random() / 2)
+        self.pause = min(2 * self.pause, LONGEST_PAUSE)
+        return again if again < give_up else None
+
+
+def acquire(hold: Hold, timeout: float | None, terms: Terms) -> Plan[None]:
+    """Get the lock for `hold`, or raise `LockTimeout` or `BackendUnavailable` at the deadline.
+
+    The same token is sent again after an answer was lost: the store then says that we have it. Whatever this
+    plan leaves behind when it raises is noted in `hold`, for `abandon`.
+    """
+    begun = terms.clock()
+    once = timeout == 0
+    deadline = math.inf if timeout is None else begun + timeout
+    patience = Patience(terms, begun if once else deadline)
+    while True:
+        sent = terms.clock()
+        hold.sending(sent)
+        bound = sent + terms.bound
+        ask = Add(hold.key, hold.token, hold.ttl, hold.owner, not once, bound if once else min(bound, deadline))
+        try:
+            answer = yield ask
+        except Unknown as error:
+            if not error.sent:
+                hold.in_flight -= 1
+            yield from _pause(hold, patience, error, sent, "acquire")
+            continue
+        except ConfigurationError:  # the store is sure that it did nothing
+            hold.in_flight -= 1
+            raise
+        now = terms.clock()
+        if isinstance(answer, Granted):
+            if hold.granted(sent, now, answer.fence, answer.repeated):
+                return
+            late = Unknown(f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over")
+            yield from _pause(hold, patience, late, sent, "acquire")
+            continue
+        hold.in_flight -= 1
+        patience.answered()
+        if once or not (yield from _wait(hold, answer, begun, deadline, now - sent, patience)):
+            raise _timed_out(hold, answer, terms.clock() - begun)
+
+
+def _wait(hold: Hold, busy: Busy, begun: float, deadline: float, latency: float, patience: Patience) -> Plan[bool]:
+    """Wait until the lock may be free. False when the deadline came first."""
+    terms = patience.terms
+    now = terms.clock()
+    # The answer to a wait must be here before the deadline, so the store is told to end it a little before.
+    latest = deadline - 2 * latency - 0.005
+    left = LONGEST_WAIT if busy.remaining is None else min(LONGEST_WAIT, busy.remaining)
+    until = min(now + left + 0.001 + 0.004 * terms.random(), latest)
+    if until <= now:
+        if deadline > now:
+            yield Sleep(deadline)
+        return False
+    hold.waited = True
+    try:
+        yield Wait(hold.key, hold.token, begun, until, busy.signals, min(until + terms.bound, deadline))
+    except Unknown as error:
+        yield from _pause(hold, patience, error, terms.clock(), "wait for")
+    # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned.
+    return terms.clock() + 2 * latency < deadline
+
+
+def _pause(hold: Hold, patience: Patience, error: Unknown, asked: float, verb: str) -> Plan[None]:
+    again = patience.after(error, asked)
+    if again is None:
+        raise BackendUnavailable(f"could not {verb} the lock {hold.name!r}: {error}", name=hold.name) from error
+    if again > patience.terms.clock():
+        yield Sleep(again)
+
+
+def _timed_out(hold: Hold, busy: Busy, waited: float) -> LockTimeout:
+    who = f"held by {busy.owner}" if busy.owner else "held by other software"
+    how_long = f"not acquired within {waited:.3g} s" if waited >= 0.001 else "not acquired"
+    return LockTimeout(f"the lock {hold.name!r} is {who}: {how_long}", name=hold.name, waited=waited, owner=busy.owner)
+
+
+def abandon(hold: Hold, end: float, terms: Terms) -> Plan[bool]:
+    """Take back whatever `hold` may have left at the store. False if the store did not confirm it by `end`."""
+    patience = Patience(terms, end)
+    while hold.lingers:
+        now = terms.clock()
+        if now >= end:
+            return False
+        hold.releases_unanswered += 1  # for a release() that is called after it
+        try:
+            yield Remove(hold.key, hold.token, hold.in_flight, min(now + terms.bound, end))
+        except Unknown as error:
+            again = patience.after(error, now)
+            if again is None:
+                return False
+            yield Sleep(again)
+        else:
+            hold.settled()
+    return True
+
+
+def release(hold: Hold, terms: Terms) -> Plan[None]:
+    """Give the lock back. `LockLost` if it was not ours any more; `BackendUnavailable` if nobody knows.
+
+    An unanswered release may well have happened. So when a repetition finds the lock gone, that is success.
+    """
+    begun = terms.clock()
+    hold.begin_release(begun)
+    patience = Patience(terms, begun + terms.bound)
+    while True:
+        sent = terms.clock()
+        before = hold.releases_unanswered
+        hold.releases_unanswered += 1
+        try:
+            removed = yield Remove(hold.key, hold.token, hold.in_flight, patience.end)
+        except Unknown as error:
+            if not error.sent:
+                hold.releases_unanswered -= 1
+            yield from _pause(hold, patience, error, sent, "release")
+            continue
+        if removed or before:
+            hold.released()
+            return
+        hold.lose(GONE)
+        hold.settled()
+        hold.raise_lost()
+
+
+GONE = "the store no longer has it for us: it expired there, or was removed or taken by others"
+
+
+def extend(hold: Hold, ttl: float | None, terms: Terms) -> Plan[None]:
+    """Let the lease live `ttl` seconds from now; a new ttl is also that of later renewals."""
+    begun = terms.clock()
+    hold.require(begun)
+    hold.ttl = seconds = hold.ttl if ttl is None else ttl
+    # A renewal under way may still carry the old ttl and be obeyed last. One that starts later reads the new.
+    credit = seconds if hold.renewing is None else min(seconds, hold.renewing)
+    patience = Patience(terms, begun + terms.bound)
+    while True:
+        sent = terms.clock()
+        if hold.over(sent):
+            hold.raise_lost()
+        ask = Extend(hold.key, hold.token, seconds, min(patience.end, hold.valid_until))
+        hold.extending(sent, seconds)
+        try:
+            kept = yield ask
+        except Unknown as error:
+            if hold.over(terms.clock()):
+                hold.raise_lost()
+            yield from _pause(hold, patience, error, sent, "extend")
+            continue
+        if not kept:
+            hold.lose(GONE)
+            hold.raise_lost()
+        hold.extended(sent, credit)
+        if hold.over(terms.clock()):
+            hold.raise_lost()
+        return
