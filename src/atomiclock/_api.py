@@ -1,0 +1,229 @@
+"""`acquire_lock` and `try_lock`: one call for `with`, `async with` and decorators."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from . import _options, _process
+from ._core import overrides
+from ._names import check_name
+from ._options import NONE, TRUE, TTL, OnLost
+from .errors import ConfigurationError, LockTimeout
+
+if TYPE_CHECKING:
+    from ._async_manager import AsyncLease, AsyncLockManager
+    from ._manager import Lease, LockManager
+
+F = TypeVar("F", bound=Callable[..., Any])
+L = TypeVar("L")
+A = TypeVar("A")
+
+
+def acquire_lock(
+    name: str,
+    url: str | None = None,
+    *,
+    ttl: float = TTL,
+    timeout: float | None = NONE,
+    renew: bool = TRUE,
+    max_hold: float | None = NONE,
+    namespace: str | None = NONE,
+    owner: str | None = NONE,
+    on_lost: OnLost = NONE,
+) -> Acquire[Lease, AsyncLease]:
+    """A lock on `name`, for `with`, `async with` (both give the lease), or as a decorator of a function.
+
+    - `name`: any non-empty str. `url`: the backend; `None` for what `configure()` set, else ATOMICLOCK_URL, else
+      `sqlite://`.
+    - `ttl`: seconds, above 0, that the store keeps the lock if this process vanishes.
+    - `timeout`: seconds, 0 or more, to wait in all, also if the server hangs; `None` for ever, 0 for one attempt.
+    - `renew`: extend the lease until it is released, so that `ttl` bounds only what a crash blocks.
+    - `max_hold`: seconds after which it is renewed no more although the body still runs; `None` for no bound.
+    - `namespace`: prefix of the key in the store, "atomiclock" if not said; "" shares a lock with other software.
+    - `owner`: a label for people; `host:pid:thread` if not said.
+    - `on_lost`: called with the lease when it is lost; or "cancel", in async code, to cancel the body.
+
+    Entering raises `LockTimeout` when the time is over, `BackendUnavailable` when the store does not answer.
+    Leaving raises `LockLost` if the lease was lost and the body did not raise. `ConfigurationError`, for bad
+    arguments, is raised at once where it can be.
+    """
+    given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+    return Acquire(check_name(name), url, _checked(given))
+
+
+def try_lock(
+    name: str,
+    url: str | None = None,
+    *,
+    ttl: float = TTL,
+    renew: bool = TRUE,
+    max_hold: float | None = NONE,
+    namespace: str | None = NONE,
+    owner: str | None = NONE,
+    on_lost: OnLost = NONE,
+) -> Try:
+    """As `acquire_lock`, but never waits: entering gives the lease, or `None` if somebody else holds the lock."""
+    given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost)
+    return Try(check_name(name), url, _checked({**given, "timeout": 0}))
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    _options.Options().with_(given)
+    return given
+
+
+class Acquire(Generic[L, A]):
+    """A lock that is taken when entered, by `with` or `async with`, or around each call of a decorated function."""
+
+    def __init__(self, name: str, url: str | None, given: dict[str, Any]) -> None:
+        self._name = name
+        self._url = url
+        self._given = given
+        self._entered: list[tuple[int, Any]] = []  # (thread, lease), innermost last
+
+    def _none_if_busy(self) -> bool:
+        return False
+
+    def __enter__(self) -> L:
+        manager = manager_for(self._url)
+        options = manager._core.options(self._given)
+        hold = manager._attempt(self._name, options)
+        try:
+            lease = manager._acquire(hold, options.timeout)
+            self._entered.append((threading.get_ident(), lease))
+            return cast(L, lease)
+        except LockTimeout:
+            if not self._none_if_busy():
+                raise
+            self._entered.append((threading.get_ident(), None))
+            return cast(L, None)
+        except BaseException as error:
+            manager._take_back(hold, error)  # also when interrupted on the last few steps
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        lease = self._leave(threading.get_ident())
+        if lease is not None:
+            lease.__exit__(kind, error, tb)
+
+    async def __aenter__(self) -> A:
+        manager = async_manager_for(self._url)
+        options = manager._core.options(self._given)
+        try:
+            lease = await manager._acquire(manager._attempt(self._name, options), options.timeout)
+        except LockTimeout:
+            if not self._none_if_busy():
+                raise
+            self._entered.append((_task(), None))
+            return cast(A, None)
+        lease._enter()
+        self._entered.append((_task(), lease))
+        return cast(A, lease)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        lease = self._leave(_task())
+        if lease is not None:
+            await lease.__aexit__(kind, error, tb)
+
+    def _leave(self, who: int) -> Any:
+        for index in range(len(self._entered) - 1, -1, -1):
+            if self._entered[index][0] == who:
+                return self._entered.pop(index)[1]
+        return self._entered.pop()[1]
+
+    def __del__(self) -> None:
+        # Entered and never left: an interrupt hit between the two. Nobody else can release it.
+        for _, lease in getattr(self, "_entered", ()):
+            if lease:
+                _release_later(lease)
+
+    def __call__(self, function: F) -> F:
+        """`function`, with the lock held around each call."""
+        import inspect
+        from functools import wraps
+
+        if not callable(function):
+            raise ConfigurationError(f"acquire_lock decorates a function, not {function!r}")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"{function.__qualname__} is a generator: it would be locked only until its first value is asked for; "
+                "use `with acquire_lock(...)` inside it"
+            )
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def locked_async(*args: Any, **kwargs: Any) -> Any:
+                async with self._again():
+                    return await function(*args, **kwargs)
+
+            return cast(F, locked_async)
+
+        @wraps(function)
+        def locked(*args: Any, **kwargs: Any) -> Any:
+            with self._again():
+                return function(*args, **kwargs)
+
+        return cast(F, locked)
+
+    def _again(self) -> Acquire[L, A]:
+        return type(self)(self._name, self._url, self._given)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r}>"
+
+
+class Try(Acquire["Lease | None", "AsyncLease | None"]):
+    """As `Acquire`, but entering gives `None` if somebody else holds the lock. Not a decorator."""
+
+    def _none_if_busy(self) -> bool:
+        return True
+
+    def __call__(self, function: F) -> F:
+        raise ConfigurationError(
+            "try_lock does not decorate: what should a call do when the lock is held? "
+            "Use acquire_lock(..., timeout=0), which raises LockTimeout then"
+        )
+
+
+def _task() -> int:
+    import asyncio
+
+    return id(asyncio.current_task())
+
+
+def _release_later(lease: Any) -> None:
+    from ._manager import Lease
+
+    hold = lease._hold
+    if hold.generation == _process.generation and isinstance(lease, Lease):
+        from . import _sync
+
+        _sync.keeper.discard(hold)
+        _sync.keeper.bury(hold)
+
+
+_managers: dict[str, LockManager] = {}
+_async_managers: dict[str, AsyncLockManager] = {}
+
+
+def manager_for(url: str | None) -> LockManager:
+    """This process's manager for `url`, made at its first use."""
+    from ._manager import LockManager
+
+    key = _options.configured_url() if url is None else url
+    manager = _managers.get(key) if isinstance(key, str) else None
+    return manager if manager is not None else _managers.setdefault(key, LockManager(key))
+
+
+def async_manager_for(url: str | None) -> AsyncLockManager:
+    """The same for async code: one for all event loops, each with its own connections behind it."""
+    from ._async_manager import AsyncLockManager
+
+    key = _options.configured_url() if url is None else url
+    manager = _async_managers.get(key) if isinstance(key, str) else None
+    return manager if manager is not None else _async_managers.setdefault(key, AsyncLockManager(key))

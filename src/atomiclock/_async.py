@@ -1,0 +1,227 @@
+"""How tasks perform the plans: the asynchronous twin of `_sync`, with one keeper task for each event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import nullcontext
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from . import _process
+from ._hold import Hold
+from ._keep import Book, Dropped, Idle, On, Tell, keep
+from ._lease import warn_dropped, warn_lost
+from ._plans import Plan, Sleep, Terms, ended
+from .backends import VERBS, AsyncChannel, Backend, Unknown
+
+T = TypeVar("T")
+log = logging.getLogger("atomiclock")
+
+
+class AsyncStore:
+    """Performs the asks of plans on one backend, with connections of its own for each event loop."""
+
+    def __init__(self, backend: Backend, terms: Terms) -> None:
+        self.backend = backend
+        self.terms = terms
+        self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel] = WeakKeyDictionary()
+        self._generation = _process.generation
+
+    async def run(self, plan: Plan[T]) -> T:
+        """What `plan` returns or raises. Whatever interrupts a request, a cancellation too, is thrown into the plan."""
+        step: Any = plan.send
+        value: Any = None
+        while True:
+            try:
+                value = await self.perform(step(value))
+                step = plan.send
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]  # the plan's own T
+            except BaseException as error:
+                if ended(plan):  # it is the plan that raised
+                    raise
+                step, value = plan.throw, error
+
+    async def perform(self, ask: Any) -> Any:
+        """The answer to `ask`, or `Unknown`."""
+        if type(ask) is Sleep:
+            return await asyncio.sleep(max(0.0, ask.until - _process.clock()))
+        call, deadline = (await self._channel()).call, ask.deadline
+        steps = getattr(self.backend, VERBS[type(ask)])(ask)
+        request, value = None, None
+        while True:
+            try:
+                request = steps.send(value)
+            except StopIteration as done:
+                return done.value
+            value = await call(request, deadline)
+
+    async def _channel(self) -> AsyncChannel:
+        if self._generation != _process.generation:
+            self._channels, self._generation = WeakKeyDictionary(), _process.generation
+        loop = asyncio.get_running_loop()
+        channel = self._channels.get(loop)
+        if channel is None:
+            channel = self._channels[loop] = self.backend.async_channel()
+            await at_loop_end(channel.close)
+        return channel
+
+    def close(self) -> None:
+        """Close what is open on the running loop; a later ask opens it again."""
+        channel = self._channels.get(asyncio.get_running_loop())
+        if channel is not None and self._generation == _process.generation:
+            channel.close()
+
+
+_ends: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[AsyncGenerator[None, None], list[Callable[[], None]]]]
+_ends = WeakKeyDictionary()
+
+
+async def at_loop_end(close: Callable[[], None]) -> None:
+    """Call `close` when the running loop ends, while it can still close connections.
+
+    An event loop tells nobody of its end but the asynchronous generators that were started on it.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _ends:
+        closers: list[Callable[[], None]] = []
+        guard = _until_loop_end(closers)
+        _ends[loop] = (guard, closers)
+        await guard.__anext__()
+    _ends[loop][1].append(close)
+
+
+async def _until_loop_end(closers: list[Callable[[], None]]) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        for close in closers:
+            close()
+        await asyncio.sleep(0)  # a turn of the loop for the transports to let go of their sockets
+
+
+class KeeperTask:
+    """Performs the keeper's plan for all async leases of one event loop: a task whenever something is due.
+
+    Between its turns there is a timer and no task, so nothing is pending when the loop is closed.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.book = Book(nullcontext())
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._plan = keep(self.book, lambda hold: hold.io.terms, _process.clock)
+        self._next: tuple[Any, Any] = (self._plan.send, None)
+
+    def add(self, hold: Hold) -> None:
+        """Renew `hold` until it is discarded, and tell of its loss; or look again, since its times have changed."""
+        if self.book.add(hold):
+            self._arm(min(hold.due, hold.valid_until))
+
+    def bury(self, hold: Hold) -> None:
+        """Take back in the background what `hold` left at the store, until that is confirmed or the ttl is over."""
+        hold.give_up()
+        hold.buried = True
+        hold.due = hold.valid_until = _process.clock()
+        self.add(hold)
+
+    def discard(self, hold: Hold) -> None:
+        self.book.discard(hold)
+
+    def _arm(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(min(max(at - _process.clock(), 0.0), 86400.0), self._start)
+
+    def _start(self) -> None:
+        self._timer = None
+        if self._task is None or self._task.done():
+            self._task = self._loop.create_task(self._keep(), name="atomiclock-keeper")
+
+    async def _keep(self) -> None:
+        while True:
+            step, value = self._next
+            ask = step(value)
+            self._next = (self._plan.send, None)
+            if type(ask) is Idle:
+                if ask.until < math.inf:
+                    self._arm(ask.until)
+                return
+            try:
+                self._next = (self._plan.send, await self._perform(ask))
+            except Unknown as error:
+                self._next = (self._plan.throw, error)
+            except asyncio.CancelledError:
+                # Somebody cancels every task of the loop. If the loop goes on, so do the renewals.
+                self._next = (self._plan.throw, Unknown("the renewal was cancelled"))
+                self._arm(_process.clock())
+                raise
+
+    async def _perform(self, ask: Any) -> Any:
+        if type(ask) is On:
+            try:
+                return await ask.hold.io.perform(ask.ask)
+            except Unknown:
+                raise
+            except Exception as error:  # the keeper must outlive whatever one store does
+                log.warning("keeping the lock %r: %s: %s", ask.hold.name, type(error).__name__, error)
+                raise Unknown(str(error)) from error
+        elif type(ask) is Tell:
+            tell(ask.hold)
+        elif type(ask) is Dropped:
+            warn_dropped(ask.hold)
+        return None
+
+
+def tell(hold: Hold) -> None:
+    """Tell the holder of its loss, on the holder's own loop."""
+    warn_lost(hold)
+    lease = hold.lease() if hold.lease is not None else None
+    if lease is None:
+        return
+    if hold.on_lost == "cancel":
+        lease._cancel_body()
+    elif hold.on_lost is not None:
+        asyncio.get_running_loop().call_soon(_call, hold.on_lost, lease)
+
+
+def _call(on_lost: Callable[[Any], object], lease: Any) -> None:
+    outcome = on_lost(lease)
+    if inspect.iscoroutine(outcome):
+        background(outcome)
+
+
+_background: set[asyncio.Task[Any]] = set()
+
+
+def background(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """`work` as a task that is not forgotten while it runs."""
+    task = asyncio.get_running_loop().create_task(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+    return task
+
+
+_keepers: WeakKeyDictionary[asyncio.AbstractEventLoop, KeeperTask] = WeakKeyDictionary()
+
+
+def keeper() -> KeeperTask:
+    """The running loop's."""
+    loop = asyncio.get_running_loop()
+    found = _keepers.get(loop)
+    if found is None:
+        found = _keepers[loop] = KeeperTask(loop)
+    return found
+
+
+def _forget_parents() -> None:
+    _keepers.clear()
+    _background.clear()
+
+
+_process.after_fork(_forget_parents)

@@ -1,0 +1,356 @@
+"""The asynchronous face: `AsyncLockManager`, `AsyncLease`, and a lock with the contract of `asyncio.Lock`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from . import _async, _plans, _process
+from ._core import Core, named, overrides, unavailable
+from ._hold import Hold
+from ._lease import LeaseView, must_release, note_on
+from ._manager import grace_after, lock_timeout
+from ._options import NONE, TRUE, TTL, OnLost, Options
+from .backends import Holder, Peek, Unknown
+from .errors import LockError, LockLost, LockTimeout, NotHeld
+
+T = TypeVar("T")
+
+
+class AsyncLease(LeaseView):
+    """One grant of a lock, to release with `await lease.release()` or by leaving `async with lease:`."""
+
+    __slots__ = ("_body", "_cancelled")
+
+    def __init__(self, hold: Hold, manager: Any) -> None:
+        super().__init__(hold, manager)
+        self._body: asyncio.Task[Any] | None = None
+        self._cancelled = False
+
+    async def extend(self, ttl: float | None = None) -> None:
+        """Let the lease live `ttl` seconds from now, as `Lease.extend` does, with the same errors."""
+        await self._manager._extend(self._hold, ttl)
+
+    async def release(self) -> None:
+        """Give the lock back, as `Lease.release` does, with the same errors.
+
+        If it is cancelled, the release goes on in the background, and may be awaited again.
+        """
+        await self._manager._release(self._hold)
+
+    def _enter(self) -> None:
+        self._body = asyncio.current_task()
+
+    def _cancel_body(self) -> None:
+        if self._body is not None and not self._body.done():
+            self._cancelled = True
+            self._body.cancel(f"the lock {self.name!r} was lost")
+
+    async def __aenter__(self) -> AsyncLease:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._body = None
+        if isinstance(error, asyncio.CancelledError) and self._cancelled and self._hold.lost_reason is not None:
+            self._uncancel(error)
+        if not must_release(self._hold):
+            return
+        try:
+            await self.release()
+        except LockError as trouble:
+            if error is None:
+                raise
+            note_on(error, trouble)
+
+    def _uncancel(self, error: BaseException) -> None:
+        """The cancellation was ours: say why the body ended, unless somebody else cancelled it as well."""
+        task = asyncio.current_task()
+        if task is not None and hasattr(task, "uncancel") and task.uncancel() > 0:
+            return  # another cancellation is pending, and goes first
+        try:
+            self._hold.raise_lost()
+        except LockLost as lost:
+            raise lost from error
+
+
+class Acquiring(Coroutine[Any, Any, T], Generic[T]):
+    """What `acquire` returns: a coroutine for the lease that can also be entered by `async with` as it is."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+        self._lease: T | None = None
+
+    def send(self, value: Any) -> Any:
+        return self._work.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._work.throw(*error)
+
+    def close(self) -> None:
+        self._work.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._work.__await__()
+
+    async def __aenter__(self) -> T:
+        self._lease = await self._work
+        if isinstance(self._lease, AsyncLease):
+            self._lease._enter()
+        return self._lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if isinstance(self._lease, AsyncLease):
+            await self._lease.__aexit__(kind, error, tb)
+
+
+class AsyncLockManager:
+    """Locks of one backend, for tasks. The asynchronous `LockManager`: same arguments, same errors.
+
+    Connects when first used, and may be used from several event loops, one after another or in threads: each has
+    its own connections. An existing redis.asyncio.Redis client may be given instead of a URL.
+    """
+
+    def __init__(
+        self,
+        url: str | object | None = None,
+        *,
+        client: object | None = None,
+        ttl: float = TTL,
+        timeout: float | None = NONE,
+        renew: bool = TRUE,
+        max_hold: float | None = NONE,
+        namespace: str | None = NONE,
+        owner: str | None = NONE,
+        on_lost: OnLost = NONE,
+    ) -> None:
+        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+        self._core = Core(url, client, given, "async")
+        self._store = _async.AsyncStore(self._core.backend, self._core.terms)
+
+    def acquire(
+        self,
+        name: str,
+        *,
+        ttl: float = TTL,
+        timeout: float | None = NONE,
+        renew: bool = TRUE,
+        max_hold: float | None = NONE,
+        namespace: str | None = NONE,
+        owner: str | None = NONE,
+        on_lost: OnLost = NONE,
+    ) -> Acquiring[AsyncLease]:
+        """A lease on `name`, by `await` or, released at the end, by `async with`. Errors as `LockManager.acquire`."""
+        options = self._core.options(overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost))
+        return Acquiring(self._acquire(self._attempt(name, options), options.timeout))
+
+    def try_acquire(
+        self,
+        name: str,
+        *,
+        ttl: float = TTL,
+        renew: bool = TRUE,
+        max_hold: float | None = NONE,
+        namespace: str | None = NONE,
+        owner: str | None = NONE,
+        on_lost: OnLost = NONE,
+    ) -> Acquiring[AsyncLease | None]:
+        """A lease on `name`, or `None` if somebody else holds it. Never waits for the lock."""
+        options = self._core.options(overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
+        return Acquiring(self._try_acquire(self._attempt(name, options)))
+
+    def lock(
+        self,
+        name: str,
+        *,
+        ttl: float = TTL,
+        renew: bool = TRUE,
+        max_hold: float | None = NONE,
+        namespace: str | None = NONE,
+        owner: str | None = NONE,
+        on_lost: OnLost = NONE,
+    ) -> ManagedAsyncLock:
+        """A lock on `name` for code that takes an `asyncio.Lock`. Nothing is sent before its first use."""
+        options = self._core.options(overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
+        self._core.key(name, options)
+        return ManagedAsyncLock(self, name, options)
+
+    async def holder(self, name: str, *, namespace: str | None = NONE) -> Holder | None:
+        """Who holds `name`, or `None`. For people: it may have changed before you read it."""
+        key = self._core.key(name, self._core.options(overrides(namespace=namespace)))
+        deadline = _process.clock() + self._core.terms.bound
+        try:
+            return await self._store.perform(Peek(key, deadline))  # type: ignore[no-any-return]  # what `peek` returns
+        except Unknown as error:
+            raise unavailable(name, "look at", error) from error
+        except LockError as error:
+            raise named(error, name) from error.__cause__
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections. Leases that are held stay held; a later call connects again."""
+        self._store.close()
+        await asyncio.sleep(0)
+
+    async def __aenter__(self) -> AsyncLockManager:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<AsyncLockManager {self._core.backend.place}>"
+
+    def _attempt(self, name: str, options: Options) -> Hold:
+        return self._core.hold(name, options, self._store)
+
+    async def _acquire(self, hold: Hold, timeout: float | None) -> AsyncLease:
+        """The lease of `hold`. Whatever is raised meanwhile, a cancellation too, leaves nothing behind."""
+        try:
+            await self._store.run(_plans.acquire(hold, timeout, self._core.terms))
+            lease = AsyncLease(hold, self)
+            if hold.renew or hold.on_lost is not None:
+                _async.keeper().add(hold)
+            return lease
+        except BaseException as error:
+            await self._take_back(hold, error)
+            named(error, hold.name)
+            raise
+
+    async def _try_acquire(self, hold: Hold) -> AsyncLease | None:
+        try:
+            return await self._acquire(hold, 0)
+        except LockTimeout:
+            return None
+
+    async def _take_back(self, hold: Hold, error: BaseException) -> None:
+        """Leave nothing of an attempt that failed or was cancelled; what takes longer than a moment, in the background."""
+        if isinstance(error, GeneratorExit):
+            return  # the loop is gone: nothing can be awaited any more, and the ttl ends it
+        keeper = _async.keeper()
+        keeper.discard(hold)
+        hold.give_up()
+        if not hold.lingers:
+            return
+        grace = grace_after(error)
+        if grace:
+            work = _async.background(self._abandon(hold, grace))
+            await asyncio.wait({work})  # a further cancellation ends this wait, not the work
+        else:
+            keeper.bury(hold)
+
+    async def _abandon(self, hold: Hold, grace: float) -> None:
+        settled = False
+        try:
+            settled = await self._store.run(_plans.abandon(hold, _process.clock() + grace, self._core.terms))
+        except LockError:
+            settled = False  # it refuses us: the error under way says why
+        finally:
+            if not settled:
+                _async.keeper().bury(hold)
+
+    async def _release(self, hold: Hold) -> None:
+        _async.keeper().discard(hold)
+        try:
+            await self._store.run(_plans.release(hold, self._core.terms))
+        except (LockLost, NotHeld):
+            if hold.lingers and hold.generation == _process.generation:
+                _async.keeper().bury(hold)
+            raise
+        except BaseException as error:
+            await self._take_back(hold, error)
+            named(error, hold.name)
+            raise
+
+    async def _extend(self, hold: Hold, ttl: float | None) -> None:
+        seconds = self._core.ttl(ttl)
+        try:
+            await self._store.run(_plans.extend(hold, seconds, self._core.terms))
+        except LockError as error:
+            named(error, hold.name)
+            raise
+        finally:
+            if hold.token in _async.keeper().book.live:
+                _async.keeper().add(hold)
+
+
+class ManagedAsyncLock:
+    """A lock with the contract of `asyncio.Lock`, held across processes and machines. See `atomiclock.AsyncLock`.
+
+    Not re-entrant. Tasks may share it, and one may release what another acquired.
+    """
+
+    def __init__(self, manager: AsyncLockManager, name: str, options: Options) -> None:
+        self._manager = manager
+        self._options = options
+        self._leases: dict[Any, AsyncLease] = {}  # by the task that acquired
+        self.name = name
+
+    @property
+    def lease(self) -> AsyncLease | None:
+        """The lease that this object holds, or `None`."""
+        mine = self._leases.get(asyncio.current_task())
+        return mine if mine is not None else next(iter(self._leases.values()), None)
+
+    async def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Whether the lock was acquired: at once, after waiting for ever, or within `timeout` seconds."""
+        try:
+            await self._take(lock_timeout(blocking, timeout))
+        except LockTimeout:
+            return False
+        return True
+
+    async def _take(self, timeout: float | None) -> AsyncLease:
+        lease = await self._manager._acquire(self._manager._attempt(self.name, self._options), timeout)
+        self._leases[asyncio.current_task()] = lease
+        return lease
+
+    async def release(self) -> None:
+        """Release the lock. Raises `NotHeld`, a `RuntimeError`, if this object does not hold it, else as a lease."""
+        lease = self.lease
+        if lease is None:
+            raise NotHeld("Lock is not acquired.", name=self.name)
+        await self._end(lease.release, lease)
+
+    async def _end(self, end: Callable[[], Coroutine[Any, Any, None]], lease: AsyncLease) -> None:
+        try:
+            await end()
+        except (LockLost, NotHeld):
+            self._forget(lease)
+            raise
+        self._forget(lease)
+
+    def _forget(self, lease: AsyncLease) -> None:
+        self._leases = {task: mine for task, mine in self._leases.items() if mine is not lease}
+
+    def locked(self) -> bool:
+        """Whether this object holds the lock. As `asyncio.Lock.locked` it cannot wait, so it does not ask the store;
+        `await manager.holder(name)` does."""
+        return any(self._leases.values())
+
+    async def __aenter__(self) -> AsyncLease:
+        lease = await self._take(None)
+        lease._enter()
+        return lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        lease = self._leases.get(asyncio.current_task())
+        if lease is None:
+            if error is None:
+                raise NotHeld("Lock is not acquired.", name=self.name)
+            return
+        try:
+            await lease.__aexit__(kind, error, tb)
+        finally:
+            self._forget(lease)
+
+    def __repr__(self) -> str:
+        state = "locked" if self.locked() else "unlocked"
+        return f"<atomiclock.AsyncLock {self.name!r} object at {id(self):#x} [{state}]>"

@@ -1,0 +1,120 @@
+"""What sync and async managers share: the backend, the options, and the making of an attempt."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from . import _options, _process
+from ._hold import Hold
+from ._names import check_name, key_of
+from ._options import Default, Options
+from ._plans import Terms
+from .backends import Backend
+from .errors import BackendUnavailable, ConfigurationError, LockError
+
+try:
+    _host = os.uname().nodename
+except AttributeError:  # not on Windows
+    _host = os.environ.get("COMPUTERNAME", "localhost")
+
+
+def default_owner() -> str:
+    """The label of a holder that chose none: host, process and thread."""
+    return f"{_host}:{os.getpid()}:{threading.current_thread().name}"
+
+
+class Core:
+    """A backend with its options. `given` beats the URL's options, and these beat `configure()`'s."""
+
+    def __init__(self, url: object, client: object, given: Mapping[str, Any], colour: str) -> None:
+        if url is not None and not isinstance(url, str) and client is None:
+            url, client = None, url
+        if url is not None and client is not None:
+            raise ConfigurationError("give a URL or a client, not both")
+        from . import _registry  # at import time nobody needs a backend
+
+        in_url: dict[str, Any] = {}
+        if client is not None:
+            self.backend: Backend = _registry.backend_of(client, colour)
+        else:
+            text = _options.configured_url() if url is None else url
+            self.backend, in_url = _registry.backend_for(text)
+        passed = {key: value for key, value in given.items() if type(value) is not Default}
+        self._given = {**in_url, **passed}
+        self._options = Options()
+        self._version = -1
+        self.terms = Terms(_process.clock, random.random, self.backend.request_bound)
+        self.options()
+
+    def options(self, given: Mapping[str, Any] | None = None) -> Options:
+        """This manager's options, with those that a call gave."""
+        if self._version != _options.version():
+            self._options = self._checked(_options.base().with_(self._given))
+            self._version = _options.version()
+        if not given:
+            return self._options
+        options = self._options.with_(given)
+        return options if options is self._options else self._checked(options)
+
+    def _checked(self, options: Options) -> Options:
+        traits = self.backend.traits
+        if options.ttl > traits.longest_ttl:
+            raise ConfigurationError(
+                f"ttl={options.ttl:g} is longer than the {traits.longest_ttl:g} s that {self.backend.place} can keep"
+            )
+        return options
+
+    def key(self, name: str, options: Options) -> str:
+        return key_of(options.namespace, check_name(name))
+
+    def hold(self, name: str, options: Options, io: Any) -> Hold:
+        """A new attempt at `name`, its token fixed before anything is sent."""
+        key = self.key(name, options)
+        owner = default_owner() if options.owner is None else options.owner
+        return Hold(name, key, owner, _process.new_token(), options, io)
+
+    def ttl(self, ttl: float | None) -> float | None:
+        """A ttl for `extend()`, checked like that of an acquire."""
+        if ttl is None:
+            return None
+        checked: float = _options.CHECKS["ttl"]("ttl", ttl)
+        self._checked(Options(ttl=checked))
+        return checked
+
+
+def named(error: BaseException, name: str) -> BaseException:
+    """`error` with the lock's name, which the depths that raised it did not know."""
+    if isinstance(error, LockError) and error.name is None:
+        error.name = name
+    return error
+
+
+def overrides(
+    ttl: Any = _options.NONE,
+    timeout: Any = _options.NONE,
+    renew: Any = _options.NONE,
+    max_hold: Any = _options.NONE,
+    namespace: Any = _options.NONE,
+    owner: Any = _options.NONE,
+    on_lost: Any = _options.NONE,
+) -> dict[str, Any]:
+    """The options that a call really gave."""
+    given = {
+        "ttl": ttl,
+        "timeout": timeout,
+        "renew": renew,
+        "max_hold": max_hold,
+        "namespace": namespace,
+        "owner": owner,
+        "on_lost": on_lost,
+    }
+    return {key: value for key, value in given.items() if type(value) is not Default}
+
+
+def unavailable(name: str, what: str, error: Exception) -> BackendUnavailable:
+    """The error for a call that is not a plan, such as a look at the holder."""
+    return BackendUnavailable(f"could not {what} the lock {name!r}: {error}", name=name)

@@ -1,0 +1,356 @@
+"""The synchronous face: `LockManager`, `Lease`, and a lock with the contract of `threading.Lock`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from types import TracebackType
+
+from . import _plans, _process, _sync
+from ._core import Core, named, overrides, unavailable
+from ._hold import Hold
+from ._lease import LeaseView, must_release, note_on
+from ._options import NONE, TRUE, TTL, OnLost, Options
+from .backends import Holder, Peek, Unknown
+from .errors import ConfigurationError, LockError, LockLost, LockTimeout, NotHeld
+
+GRACE = 1.0
+"""Seconds that an interrupted call takes to take back what it sent, before that goes on in the background."""
+
+
+def grace_after(error: BaseException) -> float:
+    """Seconds for taking back an attempt that ended with `error`, before that goes on in the background."""
+    if isinstance(error, LockTimeout):
+        return 0.1  # no time is left, but the store has just answered, so it will not take long
+    return 0.0 if isinstance(error, LockError) else GRACE
+
+
+class Lease(LeaseView):
+    """One grant of a lock, to release with `release()` or by leaving `with lease:`."""
+
+    __slots__ = ()
+
+    def extend(self, ttl: float | None = None) -> None:
+        """Let the lease live `ttl` seconds from now (default: its ttl), which later renewals then use too.
+
+        Raises `LockLost` if it is lost, `NotHeld` if it was released, and `BackendUnavailable` if the store did
+        not answer: it then lives on for as long as `remaining` says, and the call may be repeated.
+        """
+        self._manager._extend(self._hold, ttl)
+
+    def release(self) -> None:
+        """Give the lock back, if this lease still owns it: decided by the store, in one step.
+
+        Raises `NotHeld` if it was released before and `LockLost` if it was lost; another holder's lock is never
+        touched. Raises `BackendUnavailable` if the store did not answer: the release is repeated in the
+        background until the ttl is over, and may be called again.
+        """
+        self._manager._release(self._hold)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if not must_release(self._hold):
+            return
+        try:
+            self.release()
+        except LockError as trouble:
+            if error is None:
+                raise
+            note_on(error, trouble)
+
+
+class LockManager:
+    """Locks of one backend, for threads. Connects when first used; safe for threads and after a fork.
+
+    `url` is the backend's URL (default: what `configure()` or ATOMICLOCK_URL set, else sqlite://), or an
+    existing redis.Redis client may be given instead, as `url` or as `client`: its settings are used, on
+    connections of our own. The other arguments are the defaults for this manager's locks, as in
+    `acquire_lock`, and beat those in the URL. Raises `ConfigurationError`; nothing is sent.
+    """
+
+    def __init__(
+        self,
+        url: str | object | None = None,
+        *,
+        client: object | None = None,
+        ttl: float = TTL,
+        timeout: float | None = NONE,
+        renew: bool = TRUE,
+        max_hold: float | None = NONE,
+        namespace: str | None = NONE,
+        owner: str | None = NONE,
+        on_lost: OnLost = NONE,
+    ) -> None:
+        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+        self._core = Core(url, client, given, "sync")
+        _refuse_cancel(self._core.options())
+        self._store = _sync.Store(self._core.backend, self._core.terms)
+
+    def acquire(
+        self,
+        name: str,
+        *,
+        ttl: float = TTL,
+        timeout: float | None = NONE,
+        renew: bool = TRUE,
+        max_hold: float | None = NONE,
+        namespace: str | None = NONE,
+        owner: str | None = NONE,
+        on_lost: OnLost = NONE,
+    ) -> Lease:
+        """A lease on `name`, which is also a context manager that releases it.
+
+        Raises `LockTimeout` if somebody else held it until `timeout` seconds were over, `BackendUnavailable` if
+        the store did not answer, and `ConfigurationError` before anything is sent.
+        """
+        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+        options = self._core.options(given)
+        return self._acquire(self._attempt(name, options), options.timeout)
+
+    def try_acquire(
+        self,
+        name: str,
+        *,
+        ttl: float = TTL,
+        renew: bool = TRUE,
+        max_hold: float | None = NONE,
+        namespace: str | None = NONE,
+        owner: str | None = NONE,
+        on_lost: OnLost = NONE,
+    ) -> Lease | None:
+        """A lease on `name`, or `None` if somebody else holds it. Never waits for the lock; errors as `acquire`."""
+        given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost)
+        try:
+            return self._acquire(self._attempt(name, self._core.options(given)), 0)
+        except LockTimeout:
+            return None
+
+    def lock(
+        self,
+        name: str,
+        *,
+        ttl: float = TTL,
+        renew: bool = TRUE,
+        max_hold: float | None = NONE,
+        namespace: str | None = NONE,
+        owner: str | None = NONE,
+        on_lost: OnLost = NONE,
+    ) -> ManagedLock:
+        """A lock on `name` for code that takes a `threading.Lock`. Nothing is sent before its first use."""
+        options = self._core.options(overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
+        self._core.key(name, options)
+        return ManagedLock(self, name, _refuse_cancel(options))
+
+    def holder(self, name: str, *, namespace: str | None = NONE) -> Holder | None:
+        """Who holds `name`, or `None` if nobody does. For people: it may have changed before you read it.
+
+        Raises `BackendUnavailable` if the store did not answer.
+        """
+        key = self._core.key(name, self._core.options(overrides(namespace=namespace)))
+        deadline = _process.clock() + self._core.terms.bound
+        try:
+            return self._store.perform(Peek(key, deadline))  # type: ignore[no-any-return]  # what `peek` returns
+        except Unknown as error:
+            raise unavailable(name, "look at", error) from error
+        except LockError as error:
+            raise named(error, name) from error.__cause__
+
+    def close(self) -> None:
+        """Close the connections. Leases that are held stay held; a later call connects again."""
+        self._store.close()
+
+    def __enter__(self) -> LockManager:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LockManager {self._core.backend.place}>"
+
+    def _attempt(self, name: str, options: Options) -> Hold:
+        """A new attempt, checked; nothing is sent yet."""
+        _warn_in_event_loop()
+        return self._core.hold(name, _refuse_cancel(options), self._store)
+
+    def _acquire(self, hold: Hold, timeout: float | None) -> Lease:
+        """The lease of `hold`. Whatever is raised meanwhile, even by a signal, leaves nothing behind."""
+        try:
+            self._store.run(_plans.acquire(hold, timeout, self._core.terms))
+            lease = Lease(hold, self)
+            if hold.renew or hold.on_lost is not None:
+                _sync.keeper.add(hold)
+            return lease
+        except BaseException as error:
+            self._take_back(hold, error)
+            named(error, hold.name)
+            raise
+
+    def _take_back(self, hold: Hold, error: BaseException) -> None:
+        """Leave nothing of an attempt that failed or was interrupted; what cannot be done in time, in the background."""
+        keeper = _sync.keeper
+        keeper.discard(hold)
+        hold.give_up()
+        if not hold.lingers:
+            return
+        settled = False
+        try:
+            grace = grace_after(error)
+            settled = self._store.run(_plans.abandon(hold, _process.clock() + grace, self._core.terms))
+        except LockError:
+            settled = False  # it refuses us: the error under way says why
+        finally:
+            if not settled:
+                keeper.bury(hold)
+
+    def _release(self, hold: Hold) -> None:
+        _sync.keeper.discard(hold)
+        try:
+            self._store.run(_plans.release(hold, self._core.terms))
+        except (LockLost, NotHeld):
+            if hold.lingers and hold.generation == _process.generation:
+                _sync.keeper.bury(hold)
+            raise
+        except BaseException as error:
+            self._take_back(hold, error)
+            named(error, hold.name)
+            raise
+
+    def _extend(self, hold: Hold, ttl: float | None) -> None:
+        seconds = self._core.ttl(ttl)
+        try:
+            self._store.run(_plans.extend(hold, seconds, self._core.terms))
+        except LockError as error:
+            named(error, hold.name)
+            raise
+        finally:
+            if hold.token in _sync.keeper.book.live:
+                _sync.keeper.add(hold)
+
+
+class ManagedLock:
+    """A lock with the contract of `threading.Lock`, held across processes and machines. See `atomiclock.Lock`.
+
+    Not re-entrant. Threads may share it, and one may release what another acquired.
+    """
+
+    def __init__(self, manager: LockManager, name: str, options: Options) -> None:
+        self._manager = manager
+        self._options = options
+        self._leases: dict[int, Lease] = {}  # by the thread that acquired
+        self.name = name
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease that this object holds, or `None`."""
+        mine = self._leases.get(threading.get_ident())
+        return mine if mine is not None else next(iter(list(self._leases.values())), None)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Whether the lock was acquired: at once, after waiting for ever, or within `timeout` seconds.
+
+        Raises `ValueError` and `OverflowError` for the arguments that `threading.Lock` refuses, and
+        `BackendUnavailable` if the store did not answer.
+        """
+        try:
+            self._take(lock_timeout(blocking, timeout))
+        except LockTimeout:
+            return False
+        return True
+
+    def _take(self, timeout: float | None) -> Lease:
+        hold = self._manager._attempt(self.name, self._options)
+        try:
+            lease = self._manager._acquire(hold, timeout)
+            self._leases[threading.get_ident()] = lease
+            return lease
+        except BaseException as error:
+            self._manager._take_back(hold, error)  # also when interrupted on the last few steps
+            raise
+
+    def release(self) -> None:
+        """Release the lock. Raises `NotHeld`, a `RuntimeError`, if this object does not hold it, else as `Lease.release`."""
+        me = threading.get_ident()
+        owner = me if me in self._leases else next(iter(list(self._leases)), None)
+        lease = None if owner is None else self._leases.get(owner)
+        if lease is None:
+            raise NotHeld("release unlocked lock", name=self.name)
+        try:
+            lease.release()
+        except (LockLost, NotHeld):
+            self._forget(lease)
+            raise
+        self._forget(lease)
+
+    def _forget(self, lease: Lease) -> None:
+        for thread, mine in list(self._leases.items()):
+            if mine is lease:
+                self._leases.pop(thread, None)
+
+    def locked(self) -> bool:
+        """Whether anybody holds the lock: this object, or, by asking the store, somebody else."""
+        return (
+            any(list(self._leases.values()))
+            or self._manager.holder(self.name, namespace=self._options.namespace) is not None
+        )
+
+    def __enter__(self) -> Lease:
+        return self._take(None)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        lease = self._leases.get(threading.get_ident())
+        if lease is None:  # released inside the block, as threading.Lock reports it
+            if error is None:
+                raise NotHeld("release unlocked lock", name=self.name)
+            return
+        try:
+            lease.__exit__(kind, error, tb)
+        finally:
+            self._forget(lease)
+
+    def __repr__(self) -> str:
+        state = "locked" if any(list(self._leases.values())) else "unlocked"
+        return f"<{state} atomiclock.Lock {self.name!r} object at {id(self):#x}>"
+
+
+def lock_timeout(blocking: bool, timeout: float) -> float | None:
+    """Our timeout for the two arguments of `threading.Lock.acquire`, refused in the same words."""
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"{type(timeout).__name__!r} object cannot be interpreted as a number of seconds")
+    if not blocking:
+        if timeout != -1:
+            raise ValueError("can't specify a timeout for a non-blocking call")
+        return 0
+    if timeout == -1:
+        return None
+    if not timeout >= 0:
+        raise ValueError("timeout value must be a non-negative number")
+    if timeout > threading.TIMEOUT_MAX:
+        raise OverflowError("timeout value is too large")
+    return float(timeout)
+
+
+def _refuse_cancel(options: Options) -> Options:
+    if options.on_lost == "cancel":
+        raise ConfigurationError('on_lost="cancel" needs `async with`: a thread cannot be cancelled; pass a callable')
+    return options
+
+
+_warned = False
+
+
+def _warn_in_event_loop() -> None:
+    """Say once that a thread which runs an event loop is about to block it."""
+    global _warned
+    events = sys.modules.get("asyncio.events")
+    if _warned or events is None or events._get_running_loop() is None:
+        return
+    _warned = True
+    warnings.warn(
+        "a plain `with` or acquire() blocks this thread's event loop while it waits; use `async with` in async code",
+        RuntimeWarning,
+        stacklevel=4,
+    )

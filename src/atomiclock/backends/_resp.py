@@ -1,0 +1,95 @@
+"""RESP2, the part of Redis's protocol that a lock speaks: https://redis.io/docs/reference/protocol-spec"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+LONGEST = 1 << 20
+"""Bytes: a lock's replies are far shorter, so a longer one is not a lock's."""
+
+
+class ServerError(Exception):
+    """An error reply. `code` is its first word."""
+
+    @property
+    def code(self) -> str:
+        return str(self.args[0]).partition(" ")[0]
+
+
+class Reply(NamedTuple):
+    """A reply that is complete; its value may be `None`."""
+
+    value: Any
+
+
+class _Incomplete(Exception):
+    pass
+
+
+def pack(*parts: bytes) -> bytes:
+    """A command. Every part is sent with its length, so no byte in it can be read as anything else."""
+    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+
+
+class Reader:
+    """Cuts replies out of what arrives, in pieces of any size. Raises `ValueError` for what is no RESP2."""
+
+    __slots__ = ("_at", "_buffer")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._at = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left over: bytes that nobody asked for make a connection unfit for use."""
+        return not self._buffer
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) > LONGEST:
+            raise ValueError("the server's reply is too long for a lock's")
+
+    def get(self) -> Reply | None:
+        """The next reply, or `None` until more was fed."""
+        if not self._buffer:
+            return None
+        self._at = 0
+        try:
+            value = self._value(0)
+        except _Incomplete:
+            return None
+        self._buffer = self._buffer[self._at :]
+        return Reply(value)
+
+    def _line(self) -> bytes:
+        end = self._buffer.find(b"\r\n", self._at)
+        if end < 0:
+            raise _Incomplete
+        line, self._at = self._buffer[self._at : end], end + 2
+        return line
+
+    def _value(self, depth: int) -> Any:
+        line = self._line()
+        kind, rest = line[:1], line[1:]
+        if kind == b":":
+            return int(rest)
+        if kind == b"$":
+            return self._bulk(int(rest))
+        if kind == b"+":
+            return rest
+        if kind == b"-":
+            return ServerError(rest.decode("utf-8", "replace"))
+        if kind == b"*" and depth < 3:
+            size = int(rest)
+            return None if size < 0 else [self._value(depth + 1) for _ in range(min(size, LONGEST))]
+        raise ValueError(f"the server does not speak Redis's protocol: {line[:40]!r}")
+
+    def _bulk(self, size: int) -> bytes | None:
+        if size < 0:
+            return None
+        end = self._at + size
+        if len(self._buffer) < end + 2:
+            raise _Incomplete
+        data, self._at = self._buffer[self._at : end], end + 2
+        return data

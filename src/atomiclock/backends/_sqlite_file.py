@@ -1,0 +1,135 @@
+"""The lock file: where it is, what must be true of it, and a connection to it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from ..errors import BackendRefused, BackendUnavailable
+from . import Unknown
+
+APPLICATION_ID = 0x61746C6B  # "atlk": tells our file from another program's database
+SCHEMA_VERSION = 1
+SCHEMA = f"""
+CREATE TABLE locks (
+    fence INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, token TEXT NOT NULL, owner BLOB NOT NULL,
+    expires REAL NOT NULL, boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL);
+CREATE TABLE waiters (
+    token TEXT PRIMARY KEY, key BLOB NOT NULL, since REAL NOT NULL, port INTEGER NOT NULL, cookie BLOB NOT NULL,
+    boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX waiters_in_order ON waiters (key, since);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+NETWORK = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse.ceph", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2",
+    "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs", "vboxsf", "virtiofs",
+}  # fmt: skip
+"""File systems that other machines may share: neither SQLite's locks nor our clock hold there."""
+
+INSTEAD = "give another place as sqlite:////absolute/path.db"
+
+
+def default_path() -> str:
+    """The file of this user on this machine, in a directory that is only this user's."""
+    from platformdirs import user_state_path  # needed for this default only
+
+    folder = user_state_path("atomiclock")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendRefused(f"sqlite:// cannot make its directory {folder}: {error.strerror}; {INSTEAD}") from error
+    return str(folder / "locks.db")
+
+
+def prepare(path: str) -> None:
+    """Make the file, for its owner alone, if it is not there. Refuse a place that cannot hold locks."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise BackendRefused(f"sqlite:///{path}: there is no directory {folder}: make it, or {INSTEAD}")
+    kind = file_system(folder)
+    if kind in NETWORK:
+        raise BackendRefused(
+            f"sqlite:///{path} is on a network file system ({kind}), where locks of several machines would not "
+            f"exclude each other: use redis:// for that, or for one machine {INSTEAD} on a local disk"
+        )
+    try:
+        # Never opened if it exists: closing it would drop the locks that SQLite has on it in this process.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600))
+    except FileExistsError:
+        if not os.path.isfile(path):
+            raise BackendRefused(f"sqlite:///{path} is not a file; {INSTEAD}") from None
+    except OSError as error:
+        raise BackendRefused(f"sqlite:///{path} cannot be written: {error.strerror}; {INSTEAD}") from error
+
+
+def file_system(folder: str, mounts: str = "/proc/self/mountinfo") -> str:
+    """The type of the file system that `folder` is on; "" where the system does not tell."""
+    real, best, kind = os.path.realpath(folder), "", ""
+    try:
+        lines = Path(mounts).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        point = left.split(" ")[4].encode().decode("unicode_escape")  # spaces are written \\040
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):  # the later of two on the same point covers the earlier
+            best, kind = point, right.split(" ")[0]
+    return kind
+
+
+def connect(path: str, busy: float, durable: bool) -> sqlite3.Connection:
+    """An open connection, the file set up. `busy`: seconds that SQLite itself waits for another writer."""
+    db = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION or not _is_ours(db):
+            _set_up(db, path)
+        mode = db.execute("PRAGMA journal_mode").fetchone()[0]
+        if mode != "wal" and (mode := db.execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
+            raise BackendRefused(f"sqlite:///{path}: this file system cannot do write-ahead logging; {INSTEAD}")
+        return db
+    except BaseException:
+        db.close()
+        raise
+
+
+def _is_ours(db: sqlite3.Connection) -> bool:
+    return bool(db.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+
+
+def _set_up(db: sqlite3.Connection, path: str) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if _is_ours(db):
+        if version != SCHEMA_VERSION:
+            raise BackendRefused(f"sqlite:///{path} was made by another version of atomiclock; {INSTEAD}")
+        db.execute("ROLLBACK")  # somebody else was faster
+        return
+    if version or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise BackendRefused(f"sqlite:///{path} is another program's database; {INSTEAD}")
+    for statement in SCHEMA.split(";"):
+        db.execute(statement)
+    db.execute("COMMIT")
+
+
+def explain(error: sqlite3.Error, path: str) -> Exception:
+    """What SQLite's error means for the lock. `Unknown` is busy: nothing was done, and it may be tried again."""
+    text = str(error)
+    if isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text):
+        return Unknown(f"sqlite:///{path} is busy: {text}", sent=False)
+    refused = (
+        "readonly",
+        "unable to open",
+        "not a database",
+        "malformed",
+        "authoriz",
+        "no such table",
+        "no such column",
+    )
+    if any(word in text for word in refused):
+        return BackendRefused(f"sqlite:///{path} cannot be used: {text}; {INSTEAD}")
+    return BackendUnavailable(f"sqlite:///{path}: {text}")

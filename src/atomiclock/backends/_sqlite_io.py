@@ -1,0 +1,220 @@
+"""How threads and tasks use the lock file: connections, patience with other writers, and the mailbox of a waiter."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import random
+import select
+import socket
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from .. import _process
+from . import Unknown
+from ._identity import Identity, is_dead
+from ._sqlite_file import connect, default_path, explain, prepare
+
+GLANCE = 0.1
+"""Seconds between looks at whether the holder's process still lives, while waiting for it."""
+BUSY = 0.05
+"""Seconds that SQLite itself waits for another writer, where it may block the thread."""
+
+
+class Listening(NamedTuple):
+    """A request: register a mailbox, sleep until it is woken, the holder dies, or `until`; then leave."""
+
+    register: Callable[[sqlite3.Connection, int, bytes], Identity | None]
+    leave: Callable[[sqlite3.Connection], None]
+    until: float
+
+
+class Mailbox:
+    """A port on loopback where one waiter is woken, by whoever can read its cookie in the file."""
+
+    def __init__(self) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
+        self.sock.bind(("127.0.0.1", 0))
+        self.port: int = self.sock.getsockname()[1]
+        self.cookie = os.urandom(16)
+
+    def rung(self) -> bool:
+        """Whether a wake-up meant for us has come."""
+        try:
+            while True:
+                if self.sock.recv(64) == self.cookie:
+                    return True
+        except OSError:
+            return False
+
+    def __enter__(self) -> Mailbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+
+def ring(port: int, cookie: bytes) -> bool:
+    """Wake the waiter at `port`. False if nobody is there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(("127.0.0.1", port))
+            sock.send(cookie)
+            sock.recv(1)  # over loopback the refusal of a port that nobody has is here at once
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
+class _File:
+    """Connections to the file. One is either idle here, or in the hands of one thread."""
+
+    def __init__(self, path: str | None, durable: bool, busy: float) -> None:
+        self._path = path
+        self._durable = durable
+        self._busy = busy
+        self._idle: list[sqlite3.Connection] = []
+        self._node: tuple[int, int] | None = None
+        self._generation = _process.generation
+
+    def attempt(self, transaction: Callable[[sqlite3.Connection], Any]) -> Any:
+        """What `transaction` returns, committed. `Unknown` if the file is busy: then nothing was done."""
+        try:
+            db = self._take()
+        except sqlite3.Error as error:
+            raise explain(error, self._path or "") from error
+        done = False
+        try:
+            result = transaction(db)
+            if db.in_transaction:
+                db.execute("COMMIT")
+            done = True
+            return result
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            problem = explain(error, self._path or "")
+            done = isinstance(problem, Unknown)
+            raise problem from error
+        finally:
+            if done:
+                self._idle.append(db)
+            else:
+                db.close()  # which rolls back: a signal may have interrupted anywhere
+
+    def leave(self, ask: Listening) -> None:
+        """Remove a waiter's entry, if the file is not busy: else whoever rings there finds nobody, and removes it."""
+        with suppress(Unknown):
+            self.attempt(ask.leave)
+
+    def _take(self) -> sqlite3.Connection:
+        if self._path is None:
+            self._path = default_path()
+        try:
+            status = os.stat(self._path)
+            # Somebody may have removed the file, and others may have made a new one: to go on with the old one
+            # would be to hold a lock that nobody else sees.
+            if (status.st_dev, status.st_ino) == self._node:
+                return self._idle.pop()
+        except FileNotFoundError:
+            self._node = None
+        except IndexError:
+            return connect(self._path, self._busy, self._durable)
+        self.close()
+        prepare(self._path)
+        db = connect(self._path, self._busy, self._durable)
+        status = os.stat(self._path)
+        self._node = (status.st_dev, status.st_ino)
+        return db
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def __del__(self) -> None:
+        if self._generation == _process.generation:
+            self.close()
+        # SQLite must not even close, in a child, what its parent opened (sqlite.org/howtocorrupt.html, 2.6).
+        for db in self._idle:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
+
+
+class FileChannel:
+    """The lock file for threads."""
+
+    def __init__(self, path: str | None, durable: bool) -> None:
+        self._file = _File(path, durable, BUSY)
+
+    def call(self, request: Any, deadline: float) -> Any:
+        if isinstance(request, Listening):
+            return self._listen(request, deadline)
+        while True:
+            try:
+                return self._file.attempt(request)
+            except Unknown:
+                if _process.clock() >= deadline:
+                    raise
+                time.sleep(0.001 * random.random())
+
+    def _listen(self, ask: Listening, deadline: float) -> None:
+        with Mailbox() as mailbox:
+            poll = select.poll()
+            poll.register(mailbox.sock, select.POLLIN)
+            try:
+                holder = self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
+                while holder is not None and (left := ask.until - _process.clock()) > 0:
+                    poll.poll(1000 * min(left, GLANCE))
+                    if mailbox.rung() or is_dead(holder):
+                        return
+            finally:
+                self._file.leave(ask)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class AsyncFileChannel:
+    """The lock file for tasks: a transaction takes microseconds, far less than to hand it to a thread."""
+
+    def __init__(self, path: str | None, durable: bool) -> None:
+        self._file = _File(path, durable, 0.0)
+
+    async def call(self, request: Any, deadline: float) -> Any:
+        if isinstance(request, Listening):
+            return await self._listen(request, deadline)
+        while True:
+            try:
+                return self._file.attempt(request)
+            except Unknown:
+                if _process.clock() >= deadline:
+                    raise
+            await asyncio.sleep(0.001 * random.random())
+
+    async def _listen(self, ask: Listening, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        with Mailbox() as mailbox:
+            rung = asyncio.Event()
+            loop.add_reader(mailbox.sock, lambda: rung.set() if mailbox.rung() else None)
+            try:
+                holder = await self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
+                while holder is not None and (left := ask.until - _process.clock()) > 0:
+                    alarm = loop.call_later(min(left, GLANCE), rung.set)
+                    await rung.wait()
+                    alarm.cancel()
+                    if alarm.when() > loop.time() or is_dead(holder):
+                        return
+                    rung.clear()
+            finally:
+                loop.remove_reader(mailbox.sock)
+                self._file.leave(ask)
+
+    def close(self) -> None:
+        self._file.close()

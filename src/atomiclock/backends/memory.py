@@ -1,0 +1,206 @@
+"""memory://: the threads and tasks of one process exclude each other.
+
+`memory://NAME` is a space of its own. A forked child starts with empty spaces: its parent's threads do not
+exist there, so their locks would never be released.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import _process
+from .._url import URL
+from ..errors import ConfigurationError
+from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Wait
+from ._local import Listen, Mailbox, TaskMailbox, ThreadMailbox
+
+if TYPE_CHECKING:
+    from . import AsyncChannel, Channel
+
+
+class Entry(NamedTuple):
+    """A lock that is held, on the process's monotonic clock."""
+
+    token: str
+    owner: str
+    fence: int
+    expires: float
+
+
+class Space:
+    """All locks of one memory://NAME, and who waits for them."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self.locks: dict[str, Entry] = {}
+        self.waiters: dict[str, deque[Mailbox]] = {}
+        self.fence = 0
+        self.swept = 1024
+
+    def current(self, key: str, now: float) -> Entry | None:
+        entry = self.locks.get(key)
+        return entry if entry is not None and entry.expires > now else None
+
+    def sweep(self, now: float) -> None:
+        """Forget locks that expired and were never asked for again, when they may be the larger part."""
+        if len(self.locks) > self.swept:
+            self.locks = {key: entry for key, entry in self.locks.items() if entry.expires > now}
+            self.swept = max(1024, 2 * len(self.locks))
+
+    def wake(self, key: str) -> None:
+        """Wake who has waited longest."""
+        queue = self.waiters.get(key)
+        if queue:
+            queue[0].wake()
+
+
+_spaces: dict[str, Space] = {}
+_process.after_fork(_spaces.clear)
+
+
+class MemoryBackend:
+    """Locks in this process's memory."""
+
+    traits = Traits(
+        scope="process",
+        fence="process",
+        waits="wake",
+        survives_restart="no",
+        ttl_step=0.0,
+        longest_ttl=1e9,
+        loses="the end of the process",
+    )
+    request_bound = 3.0
+
+    def __init__(self, space: str = "") -> None:
+        self._name = space
+        self.place = f"memory://{space}"
+
+    @classmethod
+    def from_url(cls, url: URL) -> MemoryBackend:
+        url.take()
+        if url.path.strip("/") or url.port is not None or url.password or url.username:
+            raise ConfigurationError("memory:// takes a name and nothing more: memory://NAME")
+        return cls(url.host or "")
+
+    @property
+    def space(self) -> Space:
+        found = _spaces.get(self._name)
+        return found if found is not None else _spaces.setdefault(self._name, Space())
+
+    def add(self, ask: Add) -> Steps[Granted | Busy]:
+        done: Granted | Busy = yield partial(self._add, ask)
+        return done
+
+    def _add(self, ask: Add) -> Granted | Busy:
+        space, now = self.space, _process.clock()
+        with space.mutex:
+            entry = space.current(ask.key, now)
+            if entry is not None and entry.token != ask.token:
+                return Busy(entry.expires - now, entry.owner)
+            if entry is None:
+                space.fence += 1
+            fence = space.fence if entry is None else entry.fence
+            space.locks[ask.key] = Entry(ask.token, ask.owner, fence, now + ask.ttl)
+            space.sweep(now)
+            return Granted(fence, repeated=entry is not None)
+
+    def remove(self, ask: Remove) -> Steps[bool]:
+        done: bool = yield partial(self._remove, ask)
+        return done
+
+    def _remove(self, ask: Remove) -> bool:
+        space, now = self.space, _process.clock()
+        with space.mutex:
+            entry = space.current(ask.key, now)
+            if entry is not None and entry.token != ask.token:
+                return False
+            space.locks.pop(ask.key, None)
+            space.wake(ask.key)
+            return entry is not None
+
+    def extend(self, ask: Extend) -> Steps[bool]:
+        done: bool = yield partial(self._extend, ask)
+        return done
+
+    def _extend(self, ask: Extend) -> bool:
+        space, now = self.space, _process.clock()
+        with space.mutex:
+            entry = space.current(ask.key, now)
+            if entry is None or entry.token != ask.token:
+                return False
+            space.locks[ask.key] = entry._replace(expires=now + ask.ttl)
+            return True
+
+    def peek(self, ask: Peek) -> Steps[Holder | None]:
+        done: Holder | None = yield partial(self._peek, ask)
+        return done
+
+    def _peek(self, ask: Peek) -> Holder | None:
+        space, now = self.space, _process.clock()
+        with space.mutex:
+            entry = space.current(ask.key, now)
+        return None if entry is None else Holder(entry.owner, entry.token, entry.fence, entry.expires - now)
+
+    def wait(self, ask: Wait) -> Steps[None]:
+        space = self.space
+
+        def enlist(mailbox: Mailbox) -> bool:
+            with space.mutex:
+                if space.current(ask.key, _process.clock()) is None:
+                    return False
+                space.waiters.setdefault(ask.key, deque()).append(mailbox)
+                return True
+
+        def leave(mailbox: Mailbox) -> None:
+            with space.mutex:
+                queue = space.waiters.get(ask.key, deque())
+                if mailbox in queue:
+                    queue.remove(mailbox)
+                if not queue:
+                    space.waiters.pop(ask.key, None)
+
+        yield Listen(enlist, leave, ask.until)
+
+    def channel(self) -> Channel:
+        return _Channel()
+
+    def async_channel(self) -> AsyncChannel:
+        return _AsyncChannel()
+
+
+class _Channel:
+    def call(self, request: Any, deadline: float) -> Any:
+        if not isinstance(request, Listen):
+            return request()
+        mailbox = ThreadMailbox()
+        try:
+            if request.enlist(mailbox):
+                mailbox.wait(request.until)
+        finally:
+            request.leave(mailbox)
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+class _AsyncChannel:
+    async def call(self, request: Any, deadline: float) -> Any:
+        if not isinstance(request, Listen):
+            return request()
+        import asyncio
+
+        mailbox = TaskMailbox(asyncio.get_running_loop())
+        try:
+            if request.enlist(mailbox):
+                await mailbox.wait(request.until)
+        finally:
+            request.leave(mailbox)
+        return None
+
+    def close(self) -> None:
+        pass
