@@ -1,0 +1,135 @@
+"""Celery tasks that run one at a time: what the Celery Cookbook's recipe set out to do.
+
+    @app.task
+    @exclusive("{feed_url}", ttl=60)
+    def import_feed(feed_url):
+        return Feed.objects.import_feed(feed_url).url
+
+The lock is renewed while the task runs, so `ttl` only bounds how long a dead worker blocks others; it is
+released by its owner alone; a task that lost its lock in the middle fails with `LockLost` instead of reporting
+success. Two tasks never share a name, since it starts with the task's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, TypeVar, cast
+
+from celery import Task, current_app, current_task
+from celery.utils.log import get_task_logger
+
+from ._api import manager_for
+from ._keys import Key
+from ._options import CHECKS
+from .errors import ConfigurationError, LockTimeout
+
+F = TypeVar("F", bound=Callable[..., Any])
+OnConflict = Literal["skip", "raise"]
+
+BUSY = "already being imported by another worker"
+"""The recipe's words; `busy` changes them."""
+
+
+def exclusive(
+    key: str | Callable[..., str] | None = None,
+    *,
+    ttl: float = 60.0,
+    on_conflict: OnConflict = "skip",
+    url: str | None = None,
+    max_hold: float | None = None,
+    skip_result: Any = None,
+    busy: str = BUSY,
+) -> Callable[[F], F]:
+    """A decorator for a task's function, below `@app.task`: one call for each key runs at a time, on all workers.
+
+    - `key`: a template over the function's parameters, such as "{feed_url}"; a callable that is given them by
+      name; or `None` for a digest of all arguments. Defaults count, so f(1) and f(x=1) share a key.
+    - `ttl`: seconds that a worker which died blocks others. The lock is renewed as long as the task runs.
+    - `on_conflict`: "skip" logs at INFO that the work is `busy` and returns `skip_result`; "raise" raises
+      `LockTimeout`, so the task fails.
+    - `url`: the backend; `None` for Celery's setting `atomiclock_url`, else what `configure()` or ATOMICLOCK_URL say,
+      else sqlite://, which serves the workers of one machine.
+    - `max_hold`: seconds after which the lock is no longer renewed although the task still runs.
+
+    Raises `ConfigurationError` when decorating for a key that names no parameter, and at a call for an argument
+    without a stable form. A task fails with `BackendUnavailable` if the store does not answer: that is never
+    taken for "busy", and the work is never done without the lock.
+    """
+    if on_conflict not in ("skip", "raise"):
+        raise ConfigurationError(f'on_conflict is "skip" or "raise", not {on_conflict!r}')
+    if callable(key) and inspect.isfunction(key) and not inspect.signature(key).parameters:
+        raise ConfigurationError("exclusive is called before it decorates: write @exclusive() or @exclusive('{name}')")
+    given = {"ttl": CHECKS["ttl"]("ttl", ttl), "max_hold": CHECKS["max_hold"]("max_hold", max_hold), "timeout": 0}
+
+    def decorate(function: F) -> F:
+        names = _names_for(function, key)
+
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            task_name = _task_name(run)
+            own = names(args, kwargs, _skipped(names, args))
+            manager = manager_for(url or _url())
+            try:
+                lease = manager.acquire(f"{task_name}:{own}", **given)
+            except LockTimeout as held:
+                if on_conflict == "raise":
+                    raise
+                get_task_logger(task_name).info("%s: %s (%s)", own, busy, held.owner or "other software")
+                return skip_result
+            with lease:
+                return function(*args, **kwargs)
+
+        # Celery checks a call's arguments against this before it sends the task.
+        run.__signature__ = names.signature  # type: ignore[attr-defined]  # functions take attributes
+        return cast(F, run)
+
+    return decorate
+
+
+def _names_for(function: Callable[..., Any], key: str | Callable[..., str] | None) -> Key:
+    if isinstance(function, Task):
+        raise ConfigurationError(f"put @exclusive below @app.task, next to the function of {function.name}")
+    if not callable(function):
+        raise ConfigurationError(f"exclusive decorates a task's function, not {function!r}")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise ConfigurationError(f"{function.__qualname__} is not a plain function, and Celery runs no others")
+    return Key(function, key)
+
+
+def _skipped(names: Key, args: tuple[Any, ...]) -> frozenset[str]:
+    """The name of a bound task's `self`, which is no argument of the work."""
+    if args and isinstance(args[0], Task):
+        return frozenset({next(iter(names.signature.parameters))})
+    return frozenset()
+
+
+def _task_name(run: Callable[..., Any]) -> str:
+    """The name of the task whose function this is: also when it is called directly, or by another task."""
+    task = current_task
+    if task and _runs(task, run):
+        return str(task.name)
+    found: str | None = getattr(run, "_atomiclock_task", None)
+    if found is None:
+        found = next((str(task.name) for task in current_app.tasks.values() if _runs(task, run)), None)
+        if found is None:  # no task of this application: the name that Celery would give it
+            return str(current_app.gen_task_name(run.__name__, run.__module__))
+        run._atomiclock_task = found  # type: ignore[attr-defined]  # functions take attributes
+    return found
+
+
+def _runs(task: Any, run: Callable[..., Any]) -> bool:
+    return getattr(task, "__wrapped__", None) is run or getattr(task.run, "__func__", task.run) is run
+
+
+def _url() -> str | None:
+    """What Celery's configuration says, with whatever namespace it is read."""
+    url = current_app.conf.get("atomiclock_url")
+    if url is not None and not isinstance(url, str):
+        raise ConfigurationError(f"Celery's setting atomiclock_url is a URL such as 'redis://localhost', not {url!r}")
+    return url or os.environ.get("ATOMICLOCK_URL")
+
+
+__all__ = ["exclusive"]
