@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import get_ident
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from . import _options, _process
-from ._core import overrides
+from . import _options
 from ._names import check_name
-from ._options import NONE, TRUE, TTL, OnLost
+from ._options import NONE, TRUE, TTL, OnLost, overrides
 from .errors import ConfigurationError, LockTimeout
 
 if TYPE_CHECKING:
@@ -93,19 +92,19 @@ class Acquire(Generic[L, A]):
         hold = manager._attempt(self._name, options)
         try:
             lease = manager._acquire(hold, options.timeout)
-            self._entered.append((threading.get_ident(), lease))
+            self._entered.append((get_ident(), lease))
             return cast(L, lease)
         except LockTimeout:
             if not self._none_if_busy():
                 raise
-            self._entered.append((threading.get_ident(), None))
+            self._entered.append((get_ident(), None))
             return cast(L, None)
         except BaseException as error:
             manager._take_back(hold, error)  # also when interrupted on the last few steps
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        lease = self._leave(threading.get_ident())
+        lease = self._leave(get_ident())
         if lease is not None:
             lease.__exit__(kind, error, tb)
 
@@ -183,7 +182,7 @@ class Try(Acquire["Lease | None", "AsyncLease | None"]):
     def _none_if_busy(self) -> bool:
         return True
 
-    def __call__(self, function: F) -> F:
+    def __call__(self, function: F) -> F:  # noqa: ARG002
         raise ConfigurationError(
             "try_lock does not decorate: what should a call do when the lock is held? "
             "Use acquire_lock(..., timeout=0), which raises LockTimeout then"
@@ -197,6 +196,7 @@ def _task() -> int:
 
 
 def _release_later(lease: Any) -> None:
+    from . import _process
     from ._manager import Lease
 
     hold = lease._hold

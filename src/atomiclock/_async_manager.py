@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from . import _async, _plans, _process
-from ._core import Core, named, overrides, unavailable
+from ._core import Core, named, unavailable
 from ._hold import Hold
 from ._lease import LeaseView, must_release, note_on
 from ._manager import grace_after, lock_timeout
-from ._options import NONE, TRUE, TTL, OnLost, Options
+from ._options import NONE, TRUE, TTL, OnLost, Options, overrides
 from .backends import Holder, Peek, Unknown
 from .errors import LockError, LockLost, LockTimeout, NotHeld
 
@@ -229,7 +229,7 @@ class AsyncLockManager:
             return None
 
     async def _take_back(self, hold: Hold, error: BaseException) -> None:
-        """Leave nothing of an attempt that failed or was cancelled; what takes longer than a moment, in the background."""
+        """Leave nothing of an attempt that failed or was cancelled; what takes longer, in the background."""
         if isinstance(error, GeneratorExit):
             return  # the loop is gone: nothing can be awaited any more, and the ttl ends it
         keeper = _async.keeper()

@@ -93,28 +93,6 @@ def named(error: BaseException, name: str) -> BaseException:
     return error
 
 
-def overrides(
-    ttl: Any = _options.NONE,
-    timeout: Any = _options.NONE,
-    renew: Any = _options.NONE,
-    max_hold: Any = _options.NONE,
-    namespace: Any = _options.NONE,
-    owner: Any = _options.NONE,
-    on_lost: Any = _options.NONE,
-) -> dict[str, Any]:
-    """The options that a call really gave."""
-    given = {
-        "ttl": ttl,
-        "timeout": timeout,
-        "renew": renew,
-        "max_hold": max_hold,
-        "namespace": namespace,
-        "owner": owner,
-        "on_lost": on_lost,
-    }
-    return {key: value for key, value in given.items() if type(value) is not Default}
-
-
 def unavailable(name: str, what: str, error: Exception) -> BackendUnavailable:
     """The error for a call that is not a plan, such as a look at the holder."""
     return BackendUnavailable(f"could not {what} the lock {name!r}: {error}", name=name)

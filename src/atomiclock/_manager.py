@@ -8,10 +8,10 @@ import warnings
 from types import TracebackType
 
 from . import _plans, _process, _sync
-from ._core import Core, named, overrides, unavailable
+from ._core import Core, named, unavailable
 from ._hold import Hold
 from ._lease import LeaseView, must_release, note_on
-from ._options import NONE, TRUE, TTL, OnLost, Options
+from ._options import NONE, TRUE, TTL, OnLost, Options, overrides
 from .backends import Holder, Peek, Unknown
 from .errors import ConfigurationError, LockError, LockLost, LockTimeout, NotHeld
 
@@ -190,7 +190,7 @@ class LockManager:
             raise
 
     def _take_back(self, hold: Hold, error: BaseException) -> None:
-        """Leave nothing of an attempt that failed or was interrupted; what cannot be done in time, in the background."""
+        """Leave nothing of an attempt that failed or was interrupted; what takes longer, in the background."""
         keeper = _sync.keeper
         keeper.discard(hold)
         hold.give_up()
@@ -272,7 +272,7 @@ class ManagedLock:
             raise
 
     def release(self) -> None:
-        """Release the lock. Raises `NotHeld`, a `RuntimeError`, if this object does not hold it, else as `Lease.release`."""
+        """Release the lock. Raises `NotHeld`, a `RuntimeError`, if it is not held here, else as `Lease.release`."""
         me = threading.get_ident()
         owner = me if me in self._leases else next(iter(list(self._leases)), None)
         lease = None if owner is None else self._leases.get(owner)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ._names import DEFAULT_NAMESPACE
 from .errors import ConfigurationError
@@ -31,8 +30,7 @@ NONE: Any = Default(None)
 TRUE: Any = Default(True)
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What a call can choose, checked. Seconds throughout; the meanings are in `acquire_lock`."""
 
     ttl: float = 30.0
@@ -48,10 +46,29 @@ class Options:
         passed = {key: value for key, value in given.items() if type(value) is not Default}
         if not passed:
             return self
-        return replace(self, **{key: CHECKS[key](key, value) for key, value in passed.items()})
+        return self._replace(**{key: CHECKS[key](key, value) for key, value in passed.items()})
 
 
-NAMES = tuple(field.name for field in fields(Options))
+def overrides(
+    ttl: Any = NONE,
+    timeout: Any = NONE,
+    renew: Any = NONE,
+    max_hold: Any = NONE,
+    namespace: Any = NONE,
+    owner: Any = NONE,
+    on_lost: Any = NONE,
+) -> dict[str, Any]:
+    """The options that a call really gave."""
+    given = {
+        "ttl": ttl,
+        "timeout": timeout,
+        "renew": renew,
+        "max_hold": max_hold,
+        "namespace": namespace,
+        "owner": owner,
+        "on_lost": on_lost,
+    }
+    return {key: value for key, value in given.items() if type(value) is not Default}
 
 
 def _number(key: str, value: object) -> float:
@@ -176,17 +193,8 @@ def configure(
     Raises `ConfigurationError` for a value out of range, and then changes nothing.
     """
     global _version
-    given: dict[str, Any] = {
-        "ttl": ttl,
-        "timeout": timeout,
-        "renew": renew,
-        "max_hold": max_hold,
-        "namespace": namespace,
-        "owner": owner,
-        "on_lost": on_lost,
-    }
-    Options().with_(given)
-    changed = {key: value for key, value in given.items() if type(value) is not Default}
+    changed = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+    Options().with_(changed)
     given_url: object = url
     if type(given_url) is not Default:
         if given_url is not None and not isinstance(given_url, str):

@@ -173,7 +173,7 @@ class MemoryBackend:
 
 
 class _Channel:
-    def call(self, request: Any, deadline: float) -> Any:
+    def call(self, request: Any, deadline: float) -> Any:  # noqa: ARG002  # nothing here takes time
         if not isinstance(request, Listen):
             return request()
         mailbox = ThreadMailbox()
@@ -189,7 +189,7 @@ class _Channel:
 
 
 class _AsyncChannel:
-    async def call(self, request: Any, deadline: float) -> Any:
+    async def call(self, request: Any, deadline: float) -> Any:  # noqa: ARG002  # nothing here takes time
         if not isinstance(request, Listen):
             return request()
         import asyncio

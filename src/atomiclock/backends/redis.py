@@ -260,9 +260,10 @@ class RedisBackend:
 
 
 _NOT_OURS = (
-    "cache", "cache_config", "event_dispatcher", "health_check_interval", "himport_registry", "maint_notifications_config",
-    "maint_notifications_pool_handler", "oss_cluster_maint_notifications_handler", "parser_class", "retry", "protocol",
-    "legacy_responses", "retry_on_timeout", "retry_on_error", "decode_responses", "socket_timeout", "socket_connect_timeout",
+    "cache", "cache_config", "decode_responses", "event_dispatcher", "health_check_interval", "himport_registry",
+    "legacy_responses", "maint_notifications_config", "maint_notifications_pool_handler",
+    "oss_cluster_maint_notifications_handler", "parser_class", "protocol", "retry", "retry_on_error",
+    "retry_on_timeout", "socket_connect_timeout", "socket_timeout",
 )  # fmt: skip
 
 
@@ -270,7 +271,7 @@ def _text(_: str, text: str) -> str:
     return text
 
 
-def _database(key: str, text: str) -> int:
+def _database(_: str, text: str) -> int:
     if not text.isdecimal() or not text.isascii():
         raise ConfigurationError(f"the database in redis://host/{text} is not a number: write redis://host:6379/0")
     return int(text)
@@ -306,7 +307,7 @@ def _advice(code: str) -> str:
     if code == "READONLY":
         return "this is a replica: give the URL of the primary"
     if code == "NOPERM":
-        return "the user needs EVALSHA, EVAL, SET, GET, DEL, PEXPIRE, PTTL, EXISTS, TIME, RPUSH and BLPOP on the lock's keys"
+        return "on the lock's keys the user needs EVALSHA EVAL SET GET DEL PEXPIRE PTTL EXISTS TIME RPUSH BLPOP"
     return "check user and password in redis://user:password@host"
 
 

@@ -50,11 +50,11 @@ class Row(NamedTuple):
         return Identity(self.boot, self.space, self.pid, self.started)
 
 
-_COLUMNS = "fence, token, owner, expires, boot, space, pid, started"
+_SELECT = "SELECT fence, token, owner, expires, boot, space, pid, started FROM locks WHERE key = ?"
 
 
 def _row(db: sqlite3.Connection, key: bytes) -> Row | None:
-    found = db.execute(f"SELECT {_COLUMNS} FROM locks WHERE key = ?", (key,)).fetchone()
+    found = db.execute(_SELECT, (key,)).fetchone()
     return None if found is None else Row(*found)
 
 
