@@ -197,17 +197,17 @@ def _renew(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
         return  # its end is in the book
     paused = book.paused(hold.io, now)
     if paused is not None:
-        book.again(hold, min(paused, (now + hold.valid_until) / 2))
+        book.again(hold, min(paused, now + _part(hold.valid_until - now, 2)))
         return
     hold.renewing = ttl = hold.ttl
     if hold.ttl != ttl:  # changed between the two reads by an extend() that did not see us
         hold.renewing = ttl = hold.ttl
-    half = (book.next_end() - now) / 2
+    deadline = now + min(terms.bound, _part(book.next_end() - now, 2))
     try:
-        kept = yield On(hold, Extend(hold.key, hold.token, ttl, now + min(terms.bound, max(half, 0.001))))
+        kept = yield On(hold, Extend(hold.key, hold.token, ttl, deadline))
     except Unknown:
         then = terms.clock()
-        book.again(hold, book.failed(hold.io, then, (hold.valid_until - then) / 4))
+        book.again(hold, book.failed(hold.io, then, _part(hold.valid_until - then, 4)))
         return
     finally:
         hold.renewing = None
@@ -223,6 +223,11 @@ def _renew(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     book.again(hold, hold.due)
 
 
+def _part(left: float, parts: int) -> float:
+    """A part of the time left, but not ever smaller ones: the end must be reached."""
+    return max(left / parts, 0.005)
+
+
 def _bury(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     """Take back what an attempt left behind, until the store confirms it or the ttl has done it."""
     if not hold.lingers or now > hold.last_sent + hold.ttl + terms.bound:
@@ -232,10 +237,10 @@ def _bury(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     if paused is not None:
         book.again(hold, paused)
         return
-    half = (book.next_end() - now) / 2
+    deadline = now + min(terms.bound, _part(book.next_end() - now, 2))
     hold.releases_unanswered += 1
     try:
-        yield On(hold, Remove(hold.key, hold.token, hold.in_flight, now + min(terms.bound, max(half, 0.001))))
+        yield On(hold, Remove(hold.key, hold.token, hold.in_flight, deadline))
     except Unknown:
         then = terms.clock()
         book.again(hold, book.failed(hold.io, then, LONGEST_PAUSE))

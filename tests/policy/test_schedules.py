@@ -1,0 +1,123 @@
+"""The policy in thousands of random worlds: safety while the network misbehaves, and progress once it is calm."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from atomiclock import _hold, _plans
+from atomiclock.backends import Extend, Remove
+from world import Client, Faults, SimStore, World
+
+SCHEDULES = int(os.environ.get("ATOMICLOCK_SCHEDULES", "4000"))
+
+
+def explore(seed: int, store_class: type[SimStore] = SimStore) -> list[str]:
+    """What is wrong in the world of `seed`: first whether it was safe, then whether it recovered."""
+    world = World(seed, store_class)
+    for name in "abc"[: world.rng.choice([2, 2, 3])]:
+        Client(world, name, rounds=4)
+    world.run(until=world.now + 120)
+    world.calm = True
+    world.run(until=world.now + 120)
+    wrong = list(world.violations)
+    fences = [hold.fence for hold in world.grants if hold.fence is not None]
+    if fences != sorted(set(fences)):
+        wrong.append(f"fences {fences}")
+    if world.unfinished:
+        wrong.append(f"{world.unfinished} clients never came to an end")
+    return wrong
+
+
+def test_in_every_schedule_at_most_one_holds_and_all_come_to_an_end() -> None:
+    for seed in range(SCHEDULES):
+        assert not (wrong := explore(seed)), f"seed {seed}: {wrong[:3]}"
+    print(f"{SCHEDULES} schedules explored, all clean")
+
+
+def test_every_fate_of_the_first_five_messages_is_survived() -> None:
+    fates = ("delivered", "request lost", "reply lost", "late")
+    for number, script in enumerate(itertools.product(fates, repeat=5)):
+        world = World(seed=number, fates=list(script))
+        world.faults = Faults(0.0, 0.0, 0.0, 0.02)
+        for name in "ab":
+            Client(world, name, rounds=2)
+        world.run(until=world.now + 300)
+        assert not world.violations, f"{script}: {world.violations[:3]}"
+        assert not world.unfinished, f"{script}: somebody never came to an end"
+    print(f"{number + 1} combinations of fates explored, all clean")
+
+
+class BlindDelete(SimStore):
+    def remove(self, ask: Remove) -> bool:
+        self.token = self.holder() and ask.token
+        return super().remove(ask)
+
+
+class UncomparedExtend(SimStore):
+    def extend(self, ask: Extend) -> bool:
+        self.token = ask.token
+        self.expires = self.world.now + ask.ttl
+        return True
+
+
+def _validity_from_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _hold.Hold.granted
+
+    def granted(hold: Any, _: float, now: float, fence: int | None, repeated: bool) -> bool:
+        return real(hold, now, now, fence, repeated)
+
+    monkeypatch.setattr(_hold.Hold, "granted", granted)
+
+
+def _lost_counted_as_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hold.Hold, "over", lambda self, _: self.state == _hold.LOST)
+
+
+@pytest.mark.parametrize("store_class", [BlindDelete, UncomparedExtend])
+def test_a_store_that_does_not_compare_is_found_out(store_class: type[SimStore]) -> None:
+    _report(store_class.__name__, next((s for s in range(SCHEDULES) if explore(s, store_class)), None))
+
+
+@pytest.mark.parametrize("mutate", [_validity_from_the_reply, _lost_counted_as_released])
+def test_a_lease_that_outlives_its_store_is_found_out(monkeypatch: pytest.MonkeyPatch, mutate: Any) -> None:
+    mutate(monkeypatch)
+    _report(mutate.__name__, next((seed for seed in range(SCHEDULES) if explore(seed)), None))
+
+
+def _report(mutant: str, seed: int | None) -> None:
+    assert seed is not None, f"{mutant} survived {SCHEDULES} schedules"
+    print(f"{mutant}: caught by schedule {seed + 1}")
+
+
+def stuck_after_calm(seed: int) -> bool:
+    """Whether an attempt that was given up still holds the lock once the network has delivered everything."""
+    world = World(seed)
+    world.faults.lose_request, world.faults.lose_reply, world.faults.late = 0.0, 0.5, 0.5
+    client = Client(world, "a", rounds=1)
+    client.options = client.options._replace(ttl=1000.0, timeout=1.0, renew=False)
+    world.run(until=world.now + 1.5)
+    world.calm = True
+    world.run(until=world.now + 100)
+    return world.store.holder() is not None and not any(hold.held(world.now) for hold in world.grants)
+
+
+def test_an_attempt_given_up_leaves_no_lock_however_late_its_request_lands() -> None:
+    assert not [seed for seed in range(SCHEDULES) if stuck_after_calm(seed)]
+
+
+def test_without_the_undo_a_ghost_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "give_up", lambda self: self.hold.give_up())
+    _report("no_undo", next((seed for seed in range(SCHEDULES) if stuck_after_calm(seed)), None))
+
+
+def test_without_the_tombstone_a_late_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_plans, "Remove", lambda key, token, _, deadline: Remove(key, token, 0, deadline))
+    _report("no_tombstone", next((seed for seed in range(SCHEDULES) if stuck_after_calm(seed)), None))

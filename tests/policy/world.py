@@ -1,0 +1,306 @@
+"""A world without I/O for the policy: a virtual clock, a store, a network that loses, delays and reorders, and
+clients that acquire, hold and release. Everything that happens is chosen by one seed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from atomiclock._hold import Hold
+from atomiclock._keep import Book, Dropped, Idle, On, Tell, keep
+from atomiclock._options import Options
+from atomiclock._plans import Sleep, Terms, abandon, acquire, release
+from atomiclock.backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait
+from atomiclock.errors import LockError
+
+
+@dataclass
+class Faults:
+    """How the network of one run behaves; all derived from the seed, and printed with it."""
+
+    lose_request: float
+    lose_reply: float
+    late: float
+    latency: float
+
+    @classmethod
+    def of(cls, rng: random.Random) -> Faults:
+        def chance() -> float:
+            return rng.choice([0.0, 0.0, 0.1, 0.3])
+
+        return cls(chance(), chance(), chance(), rng.choice([0.001, 0.02, 0.3]))
+
+
+class SimStore:
+    """One lock at a store that does exactly what it is asked, when the request arrives."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.token: str | None = None
+        self.expires = -math.inf
+        self.fence = 0
+        self.tombs: set[str] = set()
+        self.waiting: list[Callable[[], None]] = []
+
+    def holder(self) -> str | None:
+        return self.token if self.expires > self.world.now else None
+
+    def handle(self, ask: Any) -> Any:
+        return getattr(self, type(ask).__name__.lower())(ask)
+
+    def add(self, ask: Add) -> Any:
+        if ask.token in self.tombs:
+            return Unknown("buried", sent=False)
+        held = self.holder()
+        if held not in (None, ask.token):
+            return Busy(self.expires - self.world.now, "someone")
+        if held is None:
+            self.fence += 1
+        self.token, self.expires = ask.token, self.world.now + ask.ttl
+        return Granted(self.fence, repeated=held is not None)
+
+    def remove(self, ask: Remove) -> bool:
+        mine = self.holder() == ask.token
+        flying = ask.in_flight - mine
+        if flying > 0:
+            self.tombs.add(ask.token)
+        if mine:
+            self.token = None
+        if self.holder() is None and self.waiting:
+            self.waiting.pop(0)()
+        return mine
+
+    def extend(self, ask: Extend) -> bool:
+        if self.holder() != ask.token:
+            return False
+        self.expires = self.world.now + ask.ttl
+        return True
+
+
+@dataclass
+class World:
+    """Runs clients against a store until everybody is done."""
+
+    seed: int
+    store_class: type[SimStore] = SimStore
+    rng: random.Random = field(init=False)
+    now: float = 100.0
+    calm: bool = False
+    """Once true, the network loses and delays nothing more."""
+    grants: list[Hold] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    unfinished: int = 0
+    fates: list[str] = field(default_factory=list)
+    """What becomes of the next messages, for exploring all of them in order; then chance decides."""
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.faults = Faults.of(self.rng)
+        self.store = self.store_class(self)
+        self.terms = Terms(self.clock, self.rng.random, 3.0)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = itertools.count()
+
+    def clock(self) -> float:
+        return self.now
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (max(when, self.now), next(self._number), action))
+
+    def run(self, until: float = math.inf) -> None:
+        """Let everything happen that is due before `until`, checking after each step that the laws hold."""
+        while self._events and self._events[0][0] <= until:
+            self.now, _, action = heapq.heappop(self._events)
+            action()
+            self._check()
+
+    def _check(self) -> None:
+        holders = [hold for hold in self.grants if hold.held(self.now)]
+        if len(holders) > 1:
+            self.violations.append(f"{len(holders)} hold it at {self.now - 100:.3f}")
+        for hold in holders:
+            if self.store.holder() not in (hold.token, None):
+                self.violations.append(f"a holder and another at the store at {self.now - 100:.3f}")
+
+    # Plans
+
+    def start(self, plan: Generator[Any, Any, Any], done: Callable[[Any, BaseException | None], None]) -> Running:
+        running = Running(self, plan, done)
+        self.at(self.now, lambda: running.step(plan.send, None))
+        return running
+
+    def _delay(self) -> float:
+        return self.faults.latency * (0.5 + self.rng.random())
+
+    def _fate(self) -> str:
+        faults, chance = self.faults, self.rng.random
+        if self.calm:
+            return "delivered"
+        if chance() < faults.lose_request:
+            return "request lost"
+        if chance() < faults.late:
+            return "late"
+        return "reply lost" if chance() < faults.lose_reply else "delivered"
+
+    def request(self, ask: Any, reply: Callable[[Any], None]) -> None:
+        """Carry `ask` to the store and its answer back, or not."""
+        fate = self.fates.pop(0) if self.fates else self._fate()
+        if fate == "request lost":
+            return
+        there = self._delay() + (self.rng.choice([1.0, 4.0, 20.0]) if fate == "late" else 0)
+        lost = fate == "reply lost"
+
+        def arrive() -> None:
+            answer = self.store.handle(ask)
+            if not lost:
+                self.at(self.now + self._delay(), lambda: reply(answer))
+
+        self.at(self.now + there, arrive)
+
+
+class Running:
+    """One plan under way in the world."""
+
+    def __init__(self, world: World, plan: Any, done: Callable[[Any, BaseException | None], None]) -> None:
+        self.world = world
+        self.plan = plan
+        self.done = done
+        self._turn = 0
+        self._idle_until = math.inf
+
+    def step(self, how: Callable[[Any], Any], value: Any) -> None:
+        self._turn += 1
+        try:
+            ask = how(value)
+        except StopIteration as end:
+            self.done(end.value, None)
+        except LockError as error:
+            self.done(None, error)
+        else:
+            self._perform(ask)
+
+    def interrupt(self, error: BaseException) -> None:
+        """Whatever the plan waits for, it is interrupted, as a signal or a cancellation would."""
+        self._turn += 1
+        try:
+            self.plan.throw(error)
+        except BaseException as raised:
+            self.done(None, raised)
+
+    def _perform(self, ask: Any) -> None:
+        world, turn = self.world, self._turn
+
+        def answer(value: Any) -> None:
+            if turn == self._turn:
+                if isinstance(value, Unknown):
+                    self.step(self.plan.throw, value)
+                else:
+                    self.step(self.plan.send, value)
+
+        if isinstance(ask, (Sleep, Idle)):
+            if ask.until < math.inf:
+                world.at(ask.until, lambda: answer(None))
+        elif isinstance(ask, Wait):
+            world.store.waiting.append(lambda: world.at(world.now + world._delay(), lambda: answer(None)))
+            world.at(ask.until, lambda: answer(None))
+        elif isinstance(ask, (Tell, Dropped)):
+            world.at(world.now, lambda: answer(None))
+        else:
+            ask = ask.ask if isinstance(ask, On) else ask
+            world.request(ask, answer)
+            world.at(ask.deadline, lambda: answer(Unknown("timed out")))
+
+    def poke(self) -> None:
+        """Wake an idle keeper."""
+        turn = self._turn
+        self.world.at(self.world.now, lambda: self.step(self.plan.send, None) if turn == self._turn else None)
+
+
+class Client:
+    """A process with a keeper: acquires, holds for a while, releases, several times over."""
+
+    def __init__(self, world: World, name: str, rounds: int) -> None:
+        self.world = world
+        self.name = name
+        self.left = rounds
+        self.book = Book(nullcontext())
+        self.keeper = world.start(keep(self.book, lambda _: world.terms, world.clock), lambda *_: None)
+        self.options = Options(
+            ttl=world.rng.choice([0.5, 2.0, 6.0]),
+            timeout=world.rng.choice([0, 1.0, 8.0, 8.0]),
+            renew=world.rng.random() < 0.7,
+        )
+        world.unfinished += 1
+        world.at(world.now + world.rng.random(), self.begin)
+
+    def begin(self) -> None:
+        if self.left == 0:
+            self.world.unfinished -= 1
+            return
+        self.left -= 1
+        token = f"{self.name}{self.left}"
+        self.hold = Hold("n", "n", self.name, token, self.options, io=self)
+        plan = acquire(self.hold, self.options.timeout, self.world.terms)
+        running = self.world.start(plan, self.acquired)
+        if self.world.rng.random() < 0.15:
+            moment = self.world.now + self.world.rng.random() * 2
+            self.world.at(moment, lambda: self._interrupt(running))
+
+    def _interrupt(self, running: Running) -> None:
+        if getattr(running.plan, "gi_frame", None) is not None:
+            running.interrupt(KeyboardInterrupt())
+
+    def acquired(self, _: Any, error: BaseException | None) -> None:
+        if error is not None:
+            self.give_up()
+            self.again()
+            return
+        self.world.grants.append(self.hold)
+        if self.options.renew:
+            self.keep(self.hold)
+        held_for = self.world.rng.choice([0.0, 0.1, 1.0, 5.0])
+        if self.world.rng.random() < 0.1 and not self.options.renew:
+            self.world.at(self.world.now + 1, self.begin)  # crashed: it never releases
+            return
+        self.world.at(self.world.now + held_for, self.leave)
+
+    def keep(self, hold: Hold) -> None:
+        if self.book.add(hold):
+            self.keeper.poke()
+
+    def give_up(self) -> None:
+        """What the managers do with an attempt that failed: take it back at once, or in the background."""
+        hold = self.hold
+        self.book.discard(hold)
+        hold.give_up()
+        if not hold.lingers:
+            return
+
+        def settled(confirmed: Any, _: BaseException | None) -> None:
+            if not confirmed:
+                hold.buried = True
+                hold.due = hold.valid_until = self.world.now
+                self.keep(hold)
+
+        self.world.start(abandon(hold, self.world.now + 1, self.world.terms), settled)
+
+    def leave(self) -> None:
+        hold = self.hold
+        self.book.discard(hold)
+
+        def released(_: Any, error: BaseException | None) -> None:
+            if error is not None and hold.lingers:
+                self.give_up()
+            self.again()
+
+        self.world.start(release(hold, self.world.terms), released)
+
+    def again(self) -> None:
+        self.world.at(self.world.now + self.world.rng.random(), self.begin)
