@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -225,10 +225,8 @@ def keeping(script: Script, *holds: Hold) -> list[Any]:
     book = Book(nullcontext())
     for hold in holds:
         book.add(hold)
-    try:
+    with suppress(IndexError):
         script.run(keep(book, lambda _: script.terms, script.terms.clock))
-    except IndexError:
-        pass
     return [ask for ask in script.asked if not isinstance(ask, Idle)]
 
 

@@ -12,9 +12,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from world import Client, Faults, SimStore, World
+
 from atomiclock import _hold, _plans
 from atomiclock.backends import Extend, Remove
-from world import Client, Faults, SimStore, World
 
 SCHEDULES = int(os.environ.get("ATOMICLOCK_SCHEDULES", "4000"))
 

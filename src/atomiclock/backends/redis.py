@@ -400,7 +400,10 @@ class _Channel:
             done = wire.reader.empty
             return reply.value
         except (OSError, ValueError) as error:
-            raise Unknown(f"{self._place}: {error}", fresh=fresh) from error
+            # A pooled connection that was closed says nothing about the server (though much about the others in the
+            # pool); one on which time ran out does.
+            self.close()
+            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
         finally:
             # A signal may interrupt anywhere: only a reply that was read to its end makes it fit for others.
             if done:
@@ -465,13 +468,17 @@ class _AsyncChannel:
             while (reply := wire.reader.get()) is None:
                 data = await wire.stream.read(65536)
                 if not data:
-                    late = _process.clock() >= deadline
-                    raise ConnectionError("timed out" if late else "the server closed the connection")
+                    if _process.clock() >= deadline:
+                        raise TimeoutError("timed out")
+                    raise ConnectionError("the server closed the connection")
                 wire.reader.feed(data)
             done = wire.reader.empty
             return reply.value
         except (OSError, ValueError) as error:
-            raise Unknown(f"{self._place}: {error}", fresh=fresh) from error
+            # A pooled connection that was closed says nothing about the server (though much about the others in the
+            # pool); one on which time ran out does.
+            self.close()
+            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
         finally:
             alarm.cancel()
             if done:
