@@ -203,8 +203,7 @@ def _release_later(lease: Any) -> None:
     if hold.generation == _process.generation and isinstance(lease, Lease):
         from . import _sync
 
-        _sync.keeper.discard(hold)
-        _sync.keeper.bury(hold)
+        _sync.keeper.orphan(hold)
 
 
 _managers: dict[str, LockManager] = {}

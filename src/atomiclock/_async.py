@@ -9,7 +9,7 @@ import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from . import _process
 from ._hold import Hold
@@ -22,6 +22,9 @@ T = TypeVar("T")
 log = logging.getLogger("atomiclock")
 
 
+_stores: WeakSet[AsyncStore] = WeakSet()
+
+
 class AsyncStore:
     """Performs the asks of plans on one backend, with connections of its own for each event loop."""
 
@@ -29,7 +32,7 @@ class AsyncStore:
         self.backend = backend
         self.terms = terms
         self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel] = WeakKeyDictionary()
-        self._generation = _process.generation
+        _stores.add(self)
 
     async def run(self, plan: Plan[T]) -> T:
         """What `plan` returns or raises. Whatever interrupts a request, a cancellation too, is thrown into the plan."""
@@ -61,8 +64,6 @@ class AsyncStore:
             value = await call(request, deadline)
 
     async def _channel(self) -> AsyncChannel:
-        if self._generation != _process.generation:
-            self._channels, self._generation = WeakKeyDictionary(), _process.generation
         loop = asyncio.get_running_loop()
         channel = self._channels.get(loop)
         if channel is None:
@@ -73,8 +74,13 @@ class AsyncStore:
     def close(self) -> None:
         """Close what is open on the running loop; a later ask opens it again."""
         channel = self._channels.get(asyncio.get_running_loop())
-        if channel is not None and self._generation == _process.generation:
+        if channel is not None:
             channel.close()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: to close these, even by finalizing them, would deafen the parent's event loop."""
+        _process.keep_for_ever(list(self._channels.values()))
+        self._channels = WeakKeyDictionary()
 
 
 _ends: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[AsyncGenerator[None, None], list[Callable[[], None]]]]
@@ -101,6 +107,9 @@ async def _until_loop_end(closers: list[Callable[[], None]]) -> AsyncGenerator[N
     finally:
         for close in closers:
             close()
+        loop = asyncio.get_running_loop()
+        _ends.pop(loop, None)  # these would keep a loop alive that nobody else has any more
+        _keepers.pop(loop, None)
         await asyncio.sleep(0)  # a turn of the loop for the transports to let go of their sockets
 
 
@@ -220,6 +229,9 @@ def keeper() -> KeeperTask:
 
 
 def _forget_parents() -> None:
+    for store in list(_stores):
+        store.leave_to_parent()
+    _ends.clear()
     _keepers.clear()
     _background.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -56,8 +57,8 @@ class AsyncLease(LeaseView):
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         self._body = None
-        if isinstance(error, asyncio.CancelledError) and self._cancelled and self._hold.lost_reason is not None:
-            self._uncancel(error)
+        if self._cancelled:
+            await self._uncancel(error)
         if not must_release(self._hold):
             return
         try:
@@ -67,15 +68,18 @@ class AsyncLease(LeaseView):
                 raise
             note_on(error, trouble)
 
-    def _uncancel(self, error: BaseException) -> None:
-        """The cancellation was ours: say why the body ended, unless somebody else cancelled it as well."""
+    async def _uncancel(self, error: BaseException | None) -> None:
+        """The cancellation was ours: say instead why the body ended, unless somebody else cancelled it as well."""
         task = asyncio.current_task()
-        if task is not None and hasattr(task, "uncancel") and task.uncancel() > 0:
-            return  # another cancellation is pending, and goes first
-        try:
-            self._hold.raise_lost()
-        except LockLost as lost:
-            raise lost from error
+        others = task.uncancel() if task is not None and hasattr(task, "uncancel") else 0
+        if error is None and not others:  # the body ended before it was cancelled, or would not be
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        if isinstance(error, asyncio.CancelledError) and not others:
+            try:
+                self._hold.raise_lost()
+            except LockLost as lost:
+                raise lost from error
 
 
 class Acquiring(Coroutine[Any, Any, T], Generic[T]):

@@ -78,7 +78,7 @@ class Hold:
         self.claimed = False  # an add was answered with yes
         self.waited = False  # the store may know us as a waiter, or have woken us
         self.releases_unanswered = 0
-        self.last_sent = -math.inf
+        self.last_sent = -math.inf  # the last add, or extension
         # The keeper's:
         self.due = math.inf
         self.due_ticket = self.end_ticket = -1
@@ -111,6 +111,15 @@ class Hold:
     def lingers(self) -> bool:
         """Whether something of this attempt may be at the store, now or later."""
         return self.claimed or self.waited or self.in_flight > 0
+
+    @property
+    def may_land(self) -> int:
+        """Adds that may be the one which put our token at the store, or land there later.
+
+        One that was answered with yes counts as well while others are under way: an adapter that finds the token
+        takes one off, and must not take off one that is still to come.
+        """
+        return self.in_flight + 1 if self.claimed and self.in_flight else self.in_flight
 
     def settled(self) -> None:
         """The store has confirmed that nothing of it is left."""
@@ -151,6 +160,7 @@ class Hold:
 
     def extending(self, sent: float, ttl: float) -> None:
         """An extension is about to leave: from now on the store may end the lease at that time, if it is sooner."""
+        self.last_sent = sent
         self.valid_until = min(self.valid_until, sent + ttl - margin(ttl))
 
     def extended(self, sent: float, ttl: float) -> None:

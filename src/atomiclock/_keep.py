@@ -66,11 +66,12 @@ class Book:
         """
         with self.mutex:
             self.live[hold.token] = hold
+            end = -math.inf if hold.state == LOST else hold.valid_until
             if not hold.buried:
                 hold.end_ticket = next(self._number)
-                heappush(self._ends, (hold.valid_until, hold.end_ticket, hold))
+                heappush(self._ends, (end, hold.end_ticket, hold))
             self._push(hold)
-            return min(hold.due, hold.valid_until) < self._asleep_until
+            return min(hold.due, end) < self._asleep_until
 
     def discard(self, hold: Hold) -> None:
         """Keep it no longer. What it left in the heaps is thrown out when that is the larger part of them."""
@@ -111,40 +112,41 @@ class Book:
             return None
 
     def sleep(self) -> float:
-        """Until when there is nothing to do. Who adds something earlier than that is told to wake us."""
+        """Until when there is nothing to do. Who adds something earlier than that is told to wake us.
+
+        An entry that went stale counts: to wake for nothing once in a while is cheaper than at every add.
+        """
         with self.mutex:
-            while self._dues and not self._is_due(self._dues[0]):
-                heappop(self._dues)
-            due = self._dues[0][0] if self._dues else math.inf
-            self._asleep_until = min(due, self._next_end())
+            self._asleep_until = min(heap[0][0] if heap else math.inf for heap in (self._dues, self._ends))
             return self._asleep_until
 
     def lost(self, now: float) -> Hold | None:
         """A kept hold whose lease is over by `now`; it is kept no longer."""
         with self.mutex:
-            if self._next_end() > now:
-                return None
-            hold = heappop(self._ends)[2]
-            self.live.pop(hold.token, None)
-            return hold
+            ends = self._ends
+            while ends and ends[0][0] <= now:
+                _, ticket, hold = entry = heappop(ends)
+                if self._is_end(entry) and hold.state == HELD and hold.valid_until > now:  # renewed meanwhile
+                    heappush(ends, (hold.valid_until, ticket, hold))
+                elif self._is_end(entry) and hold.state in (HELD, LOST):
+                    self.live.pop(hold.token, None)
+                    return hold
+            return None
 
     def next_end(self) -> float:
         """When the first of all kept leases will be over if it is not renewed."""
         with self.mutex:
-            return self._next_end()
-
-    def _next_end(self) -> float:
-        ends = self._ends
-        while ends:
-            end, ticket, hold = ends[0]
-            if not self._is_end(ends[0]) or hold.state not in (HELD, LOST):
-                heappop(ends)
-            elif hold.state == HELD and hold.valid_until > end:  # renewed meanwhile
-                heappop(ends)
-                heappush(ends, (hold.valid_until, ticket, hold))
-            else:
-                return end
-        return math.inf
+            ends = self._ends
+            while ends:
+                end, ticket, hold = ends[0]
+                if not self._is_end(ends[0]) or hold.state not in (HELD, LOST):
+                    heappop(ends)
+                elif hold.state == HELD and hold.valid_until > end:
+                    heappop(ends)
+                    heappush(ends, (hold.valid_until, ticket, hold))
+                else:
+                    return end
+            return math.inf
 
     # A store that fails
 
@@ -199,10 +201,11 @@ def _renew(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     if paused is not None:
         book.again(hold, min(paused, now + _part(hold.valid_until - now, 2)))
         return
+    hold.last_sent = now
     hold.renewing = ttl = hold.ttl
     if hold.ttl != ttl:  # changed between the two reads by an extend() that did not see us
         hold.renewing = ttl = hold.ttl
-    deadline = now + min(terms.bound, _part(book.next_end() - now, 2))
+    deadline = now + min(terms.each, _part(book.next_end() - now, 2))
     try:
         kept = yield On(hold, Extend(hold.key, hold.token, ttl, deadline))
     except Unknown:
@@ -237,10 +240,10 @@ def _bury(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     if paused is not None:
         book.again(hold, paused)
         return
-    deadline = now + min(terms.bound, _part(book.next_end() - now, 2))
+    deadline = now + min(terms.each, _part(book.next_end() - now, 2))
     hold.releases_unanswered += 1
     try:
-        yield On(hold, Remove(hold.key, hold.token, hold.in_flight, deadline))
+        yield On(hold, Remove(hold.key, hold.token, hold.may_land, deadline))
     except Unknown:
         then = terms.clock()
         book.again(hold, book.failed(hold.io, then, LONGEST_PAUSE))

@@ -37,15 +37,21 @@ class Sleep(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What the plans need from their surroundings: the clock, randomness in [0, 1), and one request's bound."""
+    """What the plans need from their surroundings: the clock, randomness in [0, 1), and how long a call may take
+    in seconds when the store does not answer and the caller sets no tighter deadline."""
 
     clock: Clock
     random: Callable[[], float]
     bound: float
 
+    @property
+    def each(self) -> float:
+        """Seconds for one request: half, so that one whose answer is lost can be repeated within the bound."""
+        return self.bound / 2
+
 
 class Patience:
-    """How long to go on with a store that does not answer: at most one request's bound after it stopped to."""
+    """How long to go on with a store that does not answer: at most the bound after it stopped to."""
 
     def __init__(self, terms: Terms, end: float) -> None:
         self.terms = terms
@@ -85,8 +91,8 @@ def acquire(hold: Hold, timeout: float | None, terms: Terms) -> Plan[None]:
     while True:
         sent = terms.clock()
         hold.sending(sent)
-        bound = sent + terms.bound
-        ask = Add(hold.key, hold.token, hold.ttl, hold.owner, not once, bound if once else min(bound, deadline))
+        bound = sent + terms.each if once else min(sent + terms.each, deadline)
+        ask = Add(hold.key, hold.token, hold.ttl, hold.owner, not once, bound)
         try:
             answer = yield ask
         except Unknown as error:
@@ -124,8 +130,10 @@ def _wait(hold: Hold, busy: Busy, begun: float, deadline: float, latency: float,
         return False
     hold.waited = True
     try:
-        yield Wait(hold.key, hold.token, begun, until, busy.signals, min(until + terms.bound, deadline))
+        yield Wait(hold.key, hold.token, begun, until, busy.signals, min(until + terms.each, deadline))
     except Unknown as error:
+        if terms.clock() >= deadline:
+            return False  # it was held when the store was last heard of, and there was no time for more
         yield from _pause(hold, patience, error, terms.clock(), "wait for")
     # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned.
     return terms.clock() + 2 * latency < deadline
@@ -154,7 +162,7 @@ def abandon(hold: Hold, end: float, terms: Terms) -> Plan[bool]:
             return False
         hold.releases_unanswered += 1  # for a release() that is called after it
         try:
-            yield Remove(hold.key, hold.token, hold.in_flight, min(now + terms.bound, end))
+            yield Remove(hold.key, hold.token, hold.may_land, min(now + terms.each, end))
         except Unknown as error:
             again = patience.after(error, now)
             if again is None:
@@ -178,7 +186,7 @@ def release(hold: Hold, terms: Terms) -> Plan[None]:
         before = hold.releases_unanswered
         hold.releases_unanswered += 1
         try:
-            removed = yield Remove(hold.key, hold.token, hold.in_flight, patience.end)
+            removed = yield Remove(hold.key, hold.token, hold.may_land, min(sent + terms.each, patience.end))
         except Unknown as error:
             if not error.sent:
                 hold.releases_unanswered -= 1
@@ -207,7 +215,7 @@ def extend(hold: Hold, ttl: float | None, terms: Terms) -> Plan[None]:
         sent = terms.clock()
         if hold.over(sent):
             hold.raise_lost()
-        ask = Extend(hold.key, hold.token, seconds, min(patience.end, hold.valid_until))
+        ask = Extend(hold.key, hold.token, seconds, min(sent + terms.each, patience.end, hold.valid_until))
         hold.extending(sent, seconds)
         try:
             kept = yield ask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 _boottime = getattr(time, "CLOCK_BOOTTIME", None)
 
@@ -38,6 +39,13 @@ def _in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
+
+
+def keep_for_ever(thing: Any) -> None:
+    """Never let `thing` be finalized: in a forked child, what its parent opened must not even be closed."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def new_token() -> str:

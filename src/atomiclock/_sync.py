@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from . import _process
@@ -69,9 +71,10 @@ class KeeperThread:
     """Performs the keeper's plan for all sync leases of this process, on a daemon thread that starts when needed."""
 
     def __init__(self) -> None:
-        self.book = Book(threading.Lock())
-        self._wake = threading.Event()
-        self._starting = threading.Lock()
+        # Re-entrant, and a queue instead of an event: a signal handler or a finalizer may come in between.
+        self.book = Book(threading.RLock())
+        self._wake: SimpleQueue[Hold | None] = SimpleQueue()
+        self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
 
     def add(self, hold: Hold) -> None:
@@ -86,6 +89,11 @@ class KeeperThread:
         hold.due = hold.valid_until = _process.clock()
         self.add(hold)
 
+    def orphan(self, hold: Hold) -> None:
+        """Bury `hold` from a finalizer, which may run anywhere: takes no lock, and starts no thread."""
+        hold.give_up()
+        self._wake.put(hold)
+
     def discard(self, hold: Hold) -> None:
         self.book.discard(hold)
 
@@ -95,7 +103,7 @@ class KeeperThread:
                 thread = threading.Thread(target=self._keep, name="atomiclock-keeper", daemon=True)
                 thread.start()
                 self._thread = thread
-        self._wake.set()
+        self._wake.put(None)
 
     def _keep(self) -> None:
         plan = keep(self.book, lambda hold: hold.io.terms, _process.clock)
@@ -111,9 +119,7 @@ class KeeperThread:
 
     def _perform(self, ask: Any) -> Any:
         if type(ask) is Idle:
-            left = ask.until - _process.clock()
-            self._wake.wait(min(max(left, 0.0), threading.TIMEOUT_MAX) if left < threading.TIMEOUT_MAX else None)
-            self._wake.clear()
+            self._idle(ask.until - _process.clock())
         elif type(ask) is On:
             try:
                 return ask.hold.io.perform(ask.ask)
@@ -127,6 +133,14 @@ class KeeperThread:
         elif type(ask) is Dropped:
             warn_dropped(ask.hold)
         return None
+
+    def _idle(self, seconds: float) -> None:
+        with suppress(Empty):
+            orphan = self._wake.get(timeout=min(max(seconds, 0.0), 86400.0))
+            while True:
+                if orphan is not None:
+                    self.bury(orphan)
+                orphan = self._wake.get_nowait()
 
     def _tell(self, hold: Hold) -> None:
         warn_lost(hold)

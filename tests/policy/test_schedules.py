@@ -99,12 +99,12 @@ def _report(mutant: str, seed: int | None) -> None:
 
 
 def stuck_after_calm(seed: int) -> bool:
-    """Whether an attempt that was given up still holds the lock once the network has delivered everything."""
+    """Whether the lock is still taken, by nobody, once the network has delivered everything."""
     world = World(seed)
     world.faults.lose_request, world.faults.lose_reply, world.faults.late = 0.0, 0.5, 0.5
     client = Client(world, "a", rounds=1)
-    client.options = client.options._replace(ttl=1000.0, timeout=1.0, renew=False)
-    world.run(until=world.now + 1.5)
+    client.options = client.options._replace(ttl=1000.0, timeout=1.0 + 8 * (seed % 2), renew=True)
+    world.run(until=world.now + 1.5 + 12 * (seed % 2))
     world.calm = True
     world.run(until=world.now + 100)
     return world.store.holder() is not None and not any(hold.held(world.now) for hold in world.grants)
@@ -117,6 +117,11 @@ def test_an_attempt_given_up_leaves_no_lock_however_late_its_request_lands() -> 
 def test_without_the_undo_a_ghost_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "give_up", lambda self: self.hold.give_up())
     _report("no_undo", next((seed for seed in range(SCHEDULES) if stuck_after_calm(seed)), None))
+
+
+def test_a_release_that_forgets_a_sibling_still_under_way_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_hold.Hold, "may_land", property(lambda self: self.in_flight))
+    _report("sibling_forgotten", next((seed for seed in range(SCHEDULES) if stuck_after_calm(seed)), None))
 
 
 def test_without_the_tombstone_a_late_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

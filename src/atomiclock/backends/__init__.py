@@ -13,6 +13,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
+from .._process import clock as clock  # what deadlines are told in, for adapters everywhere
+
 if TYPE_CHECKING:
     from .._url import URL
 
@@ -57,8 +59,8 @@ class Add(NamedTuple):
 class Remove(NamedTuple):
     """Remove `key` if `token` has it; forget that `token` waits; if the key is free then, wake who waits next.
 
-    `in_flight` counts the `Add`s of this token that were never answered: they must not land afterwards, if
-    the store can prevent it.
+    `in_flight` counts the `Add`s of this token that may still land, and the one that has set `key` if it is set:
+    none must land afterwards, if the store can prevent it.
     """
 
     key: str
@@ -171,7 +173,8 @@ class Backend(Protocol):
 
     traits: Traits
     request_bound: float
-    """Seconds that one request may take when the caller sets no tighter deadline."""
+    """Seconds that a call may take when the store does not answer and the caller sets no tighter deadline; one
+    request gets half of it."""
     place: str
     """Where the store is, for people: no secrets."""
 

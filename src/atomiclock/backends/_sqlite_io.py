@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import random
 import select
@@ -142,9 +141,8 @@ class _File:
     def __del__(self) -> None:
         if self._generation == _process.generation:
             self.close()
-        # SQLite must not even close, in a child, what its parent opened (sqlite.org/howtocorrupt.html, 2.6).
-        for db in self._idle:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
+        elif self._idle:
+            _process.keep_for_ever(self._idle)  # sqlite.org/howtocorrupt.html, 2.6
 
 
 class FileChannel:

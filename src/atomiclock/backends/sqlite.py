@@ -119,17 +119,18 @@ class SQLiteBackend:
     def remove(self, ask: Remove) -> Steps[bool]:
         key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
 
-        def attempt(db: sqlite3.Connection) -> bool:
-            return db.execute("DELETE FROM locks WHERE key = ? AND token = ?", (key, ask.token)).rowcount == 1
+        def attempt(db: sqlite3.Connection) -> tuple[bool, bool]:
+            removed = db.execute("DELETE FROM locks WHERE key = ? AND token = ?", (key, ask.token)).rowcount == 1
+            # Looked for after the removal is there for all to see: a waiter registers first and looks afterwards.
+            return removed, _somebody_waits(db, key)
 
         def wake(db: sqlite3.Connection) -> None:
             if _row(db, key) is None:
                 _wake(db, key, me)
 
-        # Two steps: the removal must be there for all to see before we look who waits (a waiter registers first and
-        # looks afterwards), and must not be done again, in vain, because the second found the file busy.
-        removed = yield attempt
-        yield wake
+        removed, waited_for = yield attempt
+        if waited_for:  # a step of its own, so that the removal is not repeated, in vain, if the file is busy
+            yield wake
         return bool(removed)
 
     def extend(self, ask: Extend) -> Steps[bool]:
@@ -188,6 +189,13 @@ def _insert(db: sqlite3.Connection, fresh: tuple[Any, ...]) -> int | None:
         fresh,
     )
     return cursor.lastrowid if cursor.rowcount == 1 else None
+
+
+def _somebody_waits(db: sqlite3.Connection, key: bytes) -> bool:
+    try:
+        return db.execute("SELECT 1 FROM waiters WHERE key = ? LIMIT 1", (key,)).fetchone() is not None
+    except sqlite3.OperationalError:  # busy: must not undo what was done; `wake` looks again
+        return True
 
 
 def _wake(db: sqlite3.Connection, key: bytes, me: Identity) -> None:
