@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import BackendRefused, BackendUnavailable
@@ -17,7 +18,7 @@ CREATE TABLE locks (
     expires REAL NOT NULL, boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL);
 CREATE TABLE waiters (
     token TEXT PRIMARY KEY, key BLOB NOT NULL, since REAL NOT NULL, port INTEGER NOT NULL, cookie BLOB NOT NULL,
-    boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL) WITHOUT ROWID;
+    grace REAL, boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, started INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX waiters_in_order ON waiters (key, since);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
@@ -95,6 +96,13 @@ def connect(path: str, busy: float, durable: bool) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
+
+
+def sweep(db: sqlite3.Connection, now: float, boot: str) -> None:
+    """Forget what was left behind by processes that died, and never asked for again."""
+    with suppress(sqlite3.OperationalError):  # busy: then the next one that opens the file does it
+        db.execute("DELETE FROM locks WHERE expires < ? OR boot <> ?", (now, boot))
+        db.execute("DELETE FROM waiters WHERE boot <> ?", (boot,))
 
 
 def _is_ours(db: sqlite3.Connection) -> bool:

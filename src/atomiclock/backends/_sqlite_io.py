@@ -10,13 +10,12 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from .. import _process
 from . import Unknown
-from ._identity import Identity, is_dead
-from ._sqlite_file import connect, default_path, explain, prepare
+from ._identity import Identity, identity, is_dead
+from ._sqlite_file import connect, default_path, explain, prepare, sweep
 
 GLANCE = 0.1
 """Seconds between looks at whether the holder's process still lives, while waiting for it."""
@@ -25,10 +24,12 @@ BUSY = 0.05
 
 
 class Listening(NamedTuple):
-    """A request: register a mailbox, sleep until it is woken, the holder dies, or `until`; then leave."""
+    """A request: register a mailbox, and sleep until it is woken, a certain process ends, or `until`.
+
+    The entry stays behind, since it keeps the waiter's place; whoever rings there meanwhile finds nobody.
+    """
 
     register: Callable[[sqlite3.Connection, int, bytes], Identity | None]
-    leave: Callable[[sqlite3.Connection], None]
     until: float
 
 
@@ -109,11 +110,6 @@ class _File:
             else:
                 db.close()  # which rolls back: a signal may have interrupted anywhere
 
-    def leave(self, ask: Listening) -> None:
-        """Remove a waiter's entry, if the file is not busy: else whoever rings there finds nobody, and removes it."""
-        with suppress(Unknown):
-            self.attempt(ask.leave)
-
     def _take(self) -> sqlite3.Connection:
         if self._path is None:
             self._path = default_path()
@@ -130,6 +126,7 @@ class _File:
         self.close()
         prepare(self._path)
         db = connect(self._path, self._busy, self._durable)
+        sweep(db, _process.clock(), identity().boot)
         status = os.stat(self._path)
         self._node = (status.st_dev, status.st_ino)
         return db
@@ -166,14 +163,11 @@ class FileChannel:
         with Mailbox() as mailbox:
             poll = select.poll()
             poll.register(mailbox.sock, select.POLLIN)
-            try:
-                holder = self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
-                while holder is not None and (left := ask.until - _process.clock()) > 0:
-                    poll.poll(1000 * min(left, GLANCE))
-                    if mailbox.rung() or is_dead(holder):
-                        return
-            finally:
-                self._file.leave(ask)
+            watched = self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
+            while watched is not None and (left := ask.until - _process.clock()) > 0:
+                poll.poll(1000 * min(left, GLANCE))
+                if mailbox.rung() or is_dead(watched):
+                    return
 
     def close(self) -> None:
         self._file.close()
@@ -202,17 +196,16 @@ class AsyncFileChannel:
             rung = asyncio.Event()
             loop.add_reader(mailbox.sock, lambda: rung.set() if mailbox.rung() else None)
             try:
-                holder = await self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
-                while holder is not None and (left := ask.until - _process.clock()) > 0:
+                watched = await self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
+                while watched is not None and (left := ask.until - _process.clock()) > 0:
                     alarm = loop.call_later(min(left, GLANCE), rung.set)
                     await rung.wait()
                     alarm.cancel()
-                    if alarm.when() > loop.time() or is_dead(holder):
+                    if alarm.when() > loop.time() or is_dead(watched):
                         return
                     rung.clear()
             finally:
                 loop.remove_reader(mailbox.sock)
-                self._file.leave(ask)
 
     def close(self) -> None:
         self._file.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _process
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN = 0.5
 """Seconds after which a waiter that nobody woke looks again."""
+GRACE = 0.05
+"""Seconds for which a free lock is kept for the waiter whose turn it is."""
 
 
 class Row(NamedTuple):
@@ -98,8 +101,7 @@ class SQLiteBackend:
             now = _process.clock()
             fresh = (key, ask.token, ask.owner.encode("utf-8", "replace"), now + ask.ttl, *me)
             row = _row(db, key)  # to look first spares those who find it held a write
-            fence = _insert(db, fresh) if row is None else None
-            if fence is not None:
+            if row is None and (fence := _insert(db, _INSERT_IF_NOBODY_WAITS, (*fresh, key))) is not None:
                 return Granted(fence)
             if row is not None and row.token != ask.token and row.live(now, me):
                 return Busy(row.expires - now, _text(row.owner))
@@ -110,8 +112,11 @@ class SQLiteBackend:
                 return Granted(row.fence, repeated=True)
             if row is not None and row.live(now, me):
                 return Busy(row.expires - now, _text(row.owner))
+            if ask.waiting and (left := _turn_of_another(db, key, ask.token, now, me)) is not None:
+                return Busy(left, "a waiter who came before")
             db.execute("DELETE FROM locks WHERE key = ?", (key,))
-            return Granted(_insert(db, fresh))
+            db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
+            return Granted(_insert(db, _INSERT, fresh))
 
         answer: Granted | Busy = yield attempt
         return answer
@@ -125,6 +130,7 @@ class SQLiteBackend:
             return removed, _somebody_waits(db, key)
 
         def wake(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
             if _row(db, key) is None:
                 _wake(db, key, me)
 
@@ -160,19 +166,19 @@ class SQLiteBackend:
         key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
 
         def register(db: sqlite3.Connection, port: int, cookie: bytes) -> Identity | None:
-            """Who holds the lock; `None` if it is free. From now on its release wakes us."""
+            """Whose end to look out for: the holder, or the waiter whose turn it is; `None` if it is ours."""
             db.execute(
                 "INSERT OR REPLACE INTO waiters (token, key, since, port, cookie, boot, space, pid, started) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (ask.token, key, ask.since, port, cookie, *me),
             )
             row = _row(db, key)
-            return row.holder if row is not None and row.live(_process.clock(), me) else None
+            if row is not None and row.live(_process.clock(), me):
+                return row.holder
+            first = next(_waiters(db, key), None)
+            return first.who if first is not None and first.token != ask.token else None
 
-        def leave(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
-
-        yield Listening(register, leave, min(ask.until, _process.clock() + LOOK_AGAIN))
+        yield Listening(register, min(ask.until, _process.clock() + LOOK_AGAIN))
 
     def channel(self) -> Channel:
         return FileChannel(self._path, self._durable)
@@ -181,14 +187,56 @@ class SQLiteBackend:
         return AsyncFileChannel(self._path, self._durable)
 
 
-def _insert(db: sqlite3.Connection, fresh: tuple[Any, ...]) -> int | None:
-    """The fence of a lock that nobody had; `None` if somebody has it. The file never gives a fence twice."""
-    cursor = db.execute(
-        "INSERT INTO locks (key, token, owner, expires, boot, space, pid, started) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (key) DO NOTHING",
-        fresh,
-    )
+_INSERT = """
+INSERT INTO locks (key, token, owner, expires, boot, space, pid, started) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERT_IF_NOBODY_WAITS = """
+INSERT INTO locks (key, token, owner, expires, boot, space, pid, started) SELECT ?, ?, ?, ?, ?, ?, ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM waiters WHERE key = ?) ON CONFLICT (key) DO NOTHING
+"""
+
+
+def _insert(db: sqlite3.Connection, statement: str, fresh: tuple[Any, ...]) -> int | None:
+    """The fence of the new lock, which the file never gives twice; `None` if there was none to be had."""
+    cursor = db.execute(statement, fresh)
     return cursor.lastrowid if cursor.rowcount == 1 else None
+
+
+class Waiter(NamedTuple):
+    """Who waits for a lock, as the file has it."""
+
+    token: str
+    port: int
+    cookie: bytes
+    grace: float | None
+    who: Identity
+
+
+def _waiters(db: sqlite3.Connection, key: bytes) -> Iterator[Waiter]:
+    """Who waits, longest first."""
+    found = db.execute(
+        "SELECT token, port, cookie, grace, boot, space, pid, started FROM waiters WHERE key = ? ORDER BY since, token",
+        (key,),
+    ).fetchall()
+    for token, port, cookie, grace, *who in found:
+        yield Waiter(token, port, cookie, grace, Identity(*who))
+
+
+def _turn_of_another(db: sqlite3.Connection, key: bytes, mine: str, now: float, me: Identity) -> float | None:
+    """Seconds for which a free lock is left to who has waited longest; `None` if that is us.
+
+    So it goes first come, first served, and whoever releases in order to acquire again does not starve the others,
+    who need a moment to wake up. One that dies, or is stopped, is passed over after its grace.
+    """
+    for waiter in _waiters(db, key):
+        if waiter.token == mine:
+            return None
+        if waiter.who.boot == me.boot and not is_dead(waiter.who) and (waiter.grace is None or waiter.grace > now):
+            if waiter.grace is None:
+                db.execute("UPDATE waiters SET grace = ? WHERE token = ?", (now + GRACE, waiter.token))
+            return GRACE if waiter.grace is None else waiter.grace - now
+        db.execute("DELETE FROM waiters WHERE token = ?", (waiter.token,))
+    return None
 
 
 def _somebody_waits(db: sqlite3.Connection, key: bytes) -> bool:
@@ -200,13 +248,10 @@ def _somebody_waits(db: sqlite3.Connection, key: bytes) -> bool:
 
 def _wake(db: sqlite3.Connection, key: bytes, me: Identity) -> None:
     """Wake who has waited longest, and forget those that died waiting."""
-    waiters = db.execute(
-        "SELECT token, port, cookie, boot, space, pid, started FROM waiters WHERE key = ? ORDER BY since", (key,)
-    ).fetchall()
-    for token, port, cookie, *who in waiters:
-        if who[0] == me.boot and not is_dead(Identity(*who)) and ring(port, cookie):
+    for waiter in _waiters(db, key):
+        if waiter.who.boot == me.boot and not is_dead(waiter.who) and ring(waiter.port, waiter.cookie):
             return
-        db.execute("DELETE FROM waiters WHERE token = ?", (token,))
+        db.execute("DELETE FROM waiters WHERE token = ?", (waiter.token,))
 
 
 def _text(owner: bytes | str) -> str:
