@@ -7,7 +7,6 @@ exist there, so their locks would never be released.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,13 +29,23 @@ class Entry(NamedTuple):
     expires: float
 
 
+class Waiter:
+    """Somebody in a lock's queue; without a mailbox while it asks by itself."""
+
+    __slots__ = ("grace", "mailbox")
+
+    def __init__(self) -> None:
+        self.mailbox: Mailbox | None = None
+        self.grace: float | None = None
+
+
 class Space:
     """All locks of one memory://NAME, and who waits for them."""
 
     def __init__(self) -> None:
         self.mutex = threading.Lock()
         self.locks: dict[str, Entry] = {}
-        self.waiters: dict[str, deque[Mailbox]] = {}
+        self.waiters: dict[str, dict[str, Waiter]] = {}  # by key, then by token in the order of arrival
         self.fence = 0
         self.swept = 1024
 
@@ -50,12 +59,40 @@ class Space:
             self.locks = {key: entry for key, entry in self.locks.items() if entry.expires > now}
             self.swept = max(1024, 2 * len(self.locks))
 
+    def turn_of_another(self, key: str, mine: str, now: float) -> float | None:
+        """Seconds for which a free lock is left to who has waited longest; `None` if that is us.
+
+        Else whoever releases in order to acquire again starves the others, who need a moment to wake up.
+        """
+        queue = self.waiters.get(key, {})
+        for token, waiter in list(queue.items()):
+            if token == mine:
+                return None
+            if waiter.grace is None:
+                waiter.grace = now + GRACE
+            if waiter.grace > now:
+                return waiter.grace - now
+            del queue[token]
+        return None
+
+    def leave(self, key: str, token: str) -> None:
+        """`token` waits no more."""
+        queue = self.waiters.get(key)
+        if queue is not None:
+            queue.pop(token, None)
+            if not queue:
+                del self.waiters[key]
+
     def wake(self, key: str) -> None:
         """Wake who has waited longest."""
-        queue = self.waiters.get(key)
-        if queue:
-            queue[0].wake()
+        for waiter in self.waiters.get(key, {}).values():
+            if waiter.mailbox is not None:
+                waiter.mailbox.wake()
+            return
 
+
+GRACE = 0.05
+"""Seconds for which a free lock is kept for the waiter whose turn it is."""
 
 _spaces: dict[str, Space] = {}
 _process.after_fork(_spaces.clear)
@@ -102,7 +139,10 @@ class MemoryBackend:
             if entry is not None and entry.token != ask.token:
                 return Busy(entry.expires - now, entry.owner)
             if entry is None:
+                if ask.waiting and (left := space.turn_of_another(ask.key, ask.token, now)) is not None:
+                    return Busy(left, "a waiter who came before")
                 space.fence += 1
+                space.leave(ask.key, ask.token)
             fence = space.fence if entry is None else entry.fence
             space.locks[ask.key] = Entry(ask.token, ask.owner, fence, now + ask.ttl)
             space.sweep(now)
@@ -115,6 +155,7 @@ class MemoryBackend:
     def _remove(self, ask: Remove) -> bool:
         space, now = self.space, _process.clock()
         with space.mutex:
+            space.leave(ask.key, ask.token)
             entry = space.current(ask.key, now)
             if entry is not None and entry.token != ask.token:
                 return False
@@ -150,18 +191,16 @@ class MemoryBackend:
 
         def enlist(mailbox: Mailbox) -> bool:
             with space.mutex:
-                if space.current(ask.key, _process.clock()) is None:
-                    return False
-                space.waiters.setdefault(ask.key, deque()).append(mailbox)
-                return True
+                queue = space.waiters.setdefault(ask.key, {})
+                waiter = queue.setdefault(ask.token, Waiter())
+                waiter.mailbox, waiter.grace = mailbox, None
+                return space.current(ask.key, _process.clock()) is not None or next(iter(queue)) != ask.token
 
-        def leave(mailbox: Mailbox) -> None:
+        def leave(_: Mailbox) -> None:
             with space.mutex:
-                queue = space.waiters.get(ask.key, deque())
-                if mailbox in queue:
-                    queue.remove(mailbox)
-                if not queue:
-                    space.waiters.pop(ask.key, None)
+                waiter = space.waiters.get(ask.key, {}).get(ask.token)
+                if waiter is not None:  # it keeps its place
+                    waiter.mailbox = None
 
         yield Listen(enlist, leave, ask.until)
 
