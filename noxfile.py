@@ -1,0 +1,172 @@
+"""Everything a developer runs. `pip install nox`, then `nox -s demo`, `nox -s tests`, or `nox -l` for the rest."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = True
+
+HERE = Path(__file__).parent
+GROUPS = nox.project.load_toml("pyproject.toml")
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+SERVERS = {"redis-server": "redis-server"}
+"""Programs that the tests start, and Debian's packages with them."""
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Several Celery workers import real feeds, never two imports of one feed at once. Try: -- --url redis://HOST"""
+    session.install(".[celery,django,redis]", *_group("demo"))
+    _no_surprises(session)
+    session.run("python", "examples/import_feed/demo.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, on real servers, under the Python that runs nox."""
+    _run_tests(session)
+
+
+@nox.session(python=False)
+def tests_all(session: nox.Session) -> None:
+    """All tests under each of Python 3.10 to 3.13 that this machine has; the summary names those it has not."""
+    _from_all.update(PYTHONS)
+    for version in PYTHONS:
+        session.notify(f"tests-{version}", posargs=session.posargs)
+
+
+_from_all: set[str] = set()
+
+
+def _interpreter(version: str) -> str | None:
+    """A Python of that version which really starts: a shim on the PATH may lead nowhere."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for found in (shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python{version}")))):
+        if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return found
+    return None
+
+
+def _tests_under(version: str) -> None:
+    python = _interpreter(version)
+
+    @nox.session(name=f"tests-{version}", python=python or False)
+    def tests_under(session: nox.Session) -> None:
+        if python is None:
+            missing = f"no Python {version} on this machine: NOT TESTED"
+            if version in _from_all:
+                session.skip(missing)
+            session.error(missing)
+        _run_tests(session)
+
+    tests_under.__doc__ = f"All tests under Python {version}."
+
+
+for _version in PYTHONS:
+    _tests_under(_version)
+
+
+def _run_tests(session: nox.Session) -> None:
+    ensure_servers(session)
+    session.install("-e", ".[redis,celery,django]", *_group("tests"))
+    _no_surprises(session)
+    _let_pytest_have_the_last_word(session)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+def _let_pytest_have_the_last_word(session: nox.Session) -> None:
+    """Drop nox's own line that follows pytest's summary when all went well. A failure is still reported."""
+    praise = f"Session {session.name} was successful"
+    logging.getLogger("nox").addFilter(lambda record: not record.getMessage().startswith(praise))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and common mistakes."""
+    session.install(*_group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """The sources under mypy --strict, and the public API as an application sees it under mypy and pyright."""
+    session.install(".[redis,celery,django]", *_group("typing"))
+    session.run("mypy")
+    session.run("mypy", "tests/typing")
+    session.run("pyright", "src", "tests/typing")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, in build/docs; warnings are errors. Its examples run with the tests."""
+    session.install("-e", ".[redis,celery]", *_group("docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs", *session.posargs)
+    session.log("open build/docs/index.html")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Side by side with the raw clients and with other libraries; JSON goes to benchmarks/results."""
+    ensure_servers(session)
+    session.install(".[redis]", *_group("bench"))
+    _no_surprises(session)
+    session.run("python", "benchmarks/bench.py", *session.posargs)
+
+
+def _group(name: str) -> tuple[str, ...]:
+    return nox.project.dependency_groups(GROUPS, name)
+
+
+def _no_surprises(session: nox.Session) -> None:
+    """What the developer's own shell says about locks is not meant for these runs."""
+    session.env["ATOMICLOCK_URL"] = ""
+
+
+def ensure_servers(session: nox.Session) -> None:
+    """Install the servers that are missing, where apt-get may be used; else say what to install, and fail."""
+    missing = {package for program, package in SERVERS.items() if _which(program) is None}
+    if not missing:
+        return
+    line = f"apt-get install -y --no-install-recommends {' '.join(sorted(missing))}"
+    root = _root()
+    if root is None:
+        session.error(f"the tests need real servers. Please run as root:  apt-get update && {line}")
+    session.log(f"{', '.join(sorted(missing))} missing: installing by apt-get")
+    # At run level 1 init scripts start no service: the tests start their own, on free ports.
+    quiet = [*root, "env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1"]
+    for command in ("apt-get update", line):
+        session.run(*quiet, *command.split(), external=True, silent=True)
+    if Path("/run/systemd/system").exists():  # systemd asks nobody, and has started it
+        for package in sorted(missing):
+            stop = [*root, "systemctl", "disable", "--now", package]
+            session.run(*stop, external=True, silent=True, success_codes=[0, 1, 5])
+    still = [program for program in SERVERS if _which(program) is None]
+    if still:
+        session.error(f"{', '.join(still)} still missing after: {line}")
+
+
+def _which(program: str) -> str | None:
+    """Where `program` is. A user's PATH may lack the directories of servers."""
+    return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+
+
+def _root() -> list[str] | None:
+    """What to write before a command that needs root; `None` if we cannot become root without being asked."""
+    if shutil.which("apt-get") is None:
+        return None
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") is None:
+        return None
+    unasked = subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False)
+    return ["sudo", "-n"] if unasked.returncode == 0 else None
