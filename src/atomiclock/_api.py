@@ -92,6 +92,7 @@ class Acquire(Generic[L, A]):
         hold = manager._attempt(self._name, options)
         try:
             lease = manager._acquire(hold, options.timeout)
+            lease.__enter__()
             self._entered.append((get_ident(), lease))
             return cast(L, lease)
         except LockTimeout:
@@ -104,9 +105,14 @@ class Acquire(Generic[L, A]):
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        lease = self._leave(get_ident())
-        if lease is not None:
-            lease.__exit__(kind, error, tb)
+        try:
+            lease = self._innermost(get_ident())[1]
+            if lease is not None:
+                lease.__exit__(kind, error, tb)
+        finally:
+            lease = self._leave(get_ident())
+            if lease:  # interrupted before its release
+                _release_later(lease)
 
     async def __aenter__(self) -> A:
         manager = async_manager_for(self._url)
@@ -130,10 +136,13 @@ class Acquire(Generic[L, A]):
             await lease.__aexit__(kind, error, tb)
 
     def _leave(self, who: int) -> Any:
-        for index in range(len(self._entered) - 1, -1, -1):
-            if self._entered[index][0] == who:
-                return self._entered.pop(index)[1]
-        return self._entered.pop()[1]
+        entry = self._innermost(who)
+        self._entered.remove(entry)
+        return entry[1]
+
+    def _innermost(self, who: int) -> tuple[int, Any]:
+        mine = [entry for entry in self._entered if entry[0] == who]
+        return (mine or self._entered)[-1]
 
     def __del__(self) -> None:
         # Entered and never left: an interrupt hit between the two. Nobody else can release it.

@@ -195,7 +195,7 @@ def tell(hold: Hold) -> None:
         return
     if hold.on_lost == "cancel":
         lease._cancel_body()
-    elif hold.on_lost is not None:
+    elif callable(hold.on_lost):
         asyncio.get_running_loop().call_soon(_call, hold.on_lost, lease)
 
 

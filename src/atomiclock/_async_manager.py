@@ -71,7 +71,8 @@ class AsyncLease(LeaseView):
     async def _uncancel(self, error: BaseException | None) -> None:
         """The cancellation was ours: say instead why the body ended, unless somebody else cancelled it as well."""
         task = asyncio.current_task()
-        others = task.uncancel() if task is not None and hasattr(task, "uncancel") else 0
+        uncancel = getattr(task, "uncancel", None)  # from Python 3.11 on
+        others = 0 if uncancel is None else uncancel()
         if error is None and not others:  # the body ended before it was cancelled, or would not be
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
@@ -298,7 +299,10 @@ class ManagedAsyncLock:
     @property
     def lease(self) -> AsyncLease | None:
         """The lease that this object holds, or `None`."""
-        mine = self._leases.get(asyncio.current_task())
+        try:
+            mine = self._leases.get(asyncio.current_task())
+        except RuntimeError:  # asked outside of a loop, as isinstance() does on Python 3.10 and 3.11
+            mine = None
         return mine if mine is not None else next(iter(self._leases.values()), None)
 
     async def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:

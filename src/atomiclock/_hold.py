@@ -35,6 +35,7 @@ class Hold:
         "due",
         "due_ticket",
         "end_ticket",
+        "entered",
         "fence",
         "generation",
         "in_flight",
@@ -83,6 +84,7 @@ class Hold:
         self.due = math.inf
         self.due_ticket = self.end_ticket = -1
         self.renewing: float | None = None  # the ttl of its renewal under way
+        self.entered = False  # by `with`: to release it is the business of nobody else
         self.dropped = False  # nobody has the lease any more
         self.buried = False  # to be taken back, not to be renewed
 

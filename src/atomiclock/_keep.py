@@ -71,7 +71,11 @@ class Book:
                 hold.end_ticket = next(self._number)
                 heappush(self._ends, (end, hold.end_ticket, hold))
             self._push(hold)
-            return min(hold.due, end) < self._asleep_until
+            first = min(hold.due, end)
+            if first >= self._asleep_until:
+                return False
+            self._asleep_until = first  # it is woken for that at the latest: who adds a later one must not put it off
+            return True
 
     def discard(self, hold: Hold) -> None:
         """Keep it no longer. What it left in the heaps is thrown out when that is the larger part of them."""

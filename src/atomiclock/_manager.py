@@ -49,7 +49,12 @@ class Lease(LeaseView):
         self._manager._release(self._hold)
 
     def __enter__(self) -> Lease:
+        self._hold.entered = True
         return self
+
+    def _orphaned(self) -> None:
+        if self._hold.generation == _process.generation:
+            _sync.keeper.orphan(self._hold)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if not must_release(self._hold):
@@ -207,8 +212,8 @@ class LockManager:
                 keeper.bury(hold)
 
     def _release(self, hold: Hold) -> None:
-        _sync.keeper.discard(hold)
         try:
+            _sync.keeper.discard(hold)
             self._store.run(_plans.release(hold, self._core.terms))
         except (LockLost, NotHeld):
             if hold.lingers and hold.generation == _process.generation:
@@ -298,7 +303,7 @@ class ManagedLock:
         )
 
     def __enter__(self) -> Lease:
-        return self._take(None)
+        return self._take(None).__enter__()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         lease = self._leases.get(threading.get_ident())
@@ -352,5 +357,13 @@ def _warn_in_event_loop() -> None:
     warnings.warn(
         "a plain `with` or acquire() blocks this thread's event loop while it waits; use `async with` in async code",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=_callers_level(),
     )
+
+
+def _callers_level() -> int:
+    """The `stacklevel`, counted from who calls this, of the first code that is not this package's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    return level

@@ -38,8 +38,11 @@ class URL:
 
 
 def mask(url: str) -> str:
-    """`url` as it may be shown: without a password, wherever it stands."""
-    url = re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1:***@", url)
+    """`url` as it may be shown: without a password, wherever it stands, also in what is only meant to be a URL.
+
+    A password that should have been percent-encoded may have any character, so all up to the last @ is hidden.
+    """
+    url = re.sub(r"(?s)^((?:[A-Za-z][A-Za-z0-9+.-]*:/*)?[^:@]*):.*@", r"\1:***@", url)
     return re.sub(r"(?i)((?:password|passwd|secret|token)=)[^&#]*", r"\1***", url)
 
 
@@ -61,7 +64,10 @@ def parse(text: str) -> URL:
         )
     if re.search(r"[\s\x00-\x1f\x7f]", text):
         raise ConfigurationError(f"{shown!r} has white space or a control character: percent-encode it")
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # whose text would show the password
+        raise ConfigurationError(f"{shown!r} has no valid host: write an IPv6 address in brackets") from None
     if parts.fragment:
         raise ConfigurationError(f"{shown!r} has a '#': percent-encode it as %23")
     options, own = _query(parts, shown)

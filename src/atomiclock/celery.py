@@ -113,9 +113,10 @@ def _task_name(run: Callable[..., Any]) -> str:
         return str(task.name)
     found: str | None = getattr(run, "_atomiclock_task", None)
     if found is None:
-        found = next((str(task.name) for task in current_app.tasks.values() if _runs(task, run)), None)
+        app: Any = current_app
+        found = next((str(task.name) for task in app.tasks.values() if _runs(task, run)), None)
         if found is None:  # no task of this application: the name that Celery would give it
-            return str(current_app.gen_task_name(run.__name__, run.__module__))
+            return str(app.gen_task_name(run.__name__, run.__module__))
         run._atomiclock_task = found  # type: ignore[attr-defined]  # functions take attributes
     return found
 
@@ -126,7 +127,8 @@ def _runs(task: Any, run: Callable[..., Any]) -> bool:
 
 def _url() -> str | None:
     """What Celery's configuration says, with whatever namespace it is read."""
-    url = current_app.conf.get("atomiclock_url")
+    app: Any = current_app
+    url = app.conf.get("atomiclock_url")
     if url is not None and not isinstance(url, str):
         raise ConfigurationError(f"Celery's setting atomiclock_url is a URL such as 'redis://localhost', not {url!r}")
     return url or os.environ.get("ATOMICLOCK_URL")

@@ -185,9 +185,11 @@ class Backend(Protocol):
 
     def remove(self, ask: Remove) -> Steps[bool]:
         """Whether `token` had the key."""
+        ...
 
     def extend(self, ask: Extend) -> Steps[bool]:
         """Whether `token` has the key."""
+        ...
 
     def peek(self, ask: Peek) -> Steps[Holder | None]: ...
 
@@ -195,6 +197,8 @@ class Backend(Protocol):
 
     def channel(self) -> Channel:
         """A new channel; connects to nothing yet."""
+        ...
 
     def async_channel(self) -> AsyncChannel:
         """A new channel for the running event loop; connects to nothing yet."""
+        ...

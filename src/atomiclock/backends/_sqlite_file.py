@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -70,15 +71,16 @@ def file_system(folder: str, mounts: str = "/proc/self/mountinfo") -> str:
     """The type of the file system that `folder` is on; "" where the system does not tell."""
     real, best, kind = os.path.realpath(folder), "", ""
     try:
-        lines = Path(mounts).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = Path(mounts).read_bytes().splitlines()
     except OSError:
         return ""
     for line in lines:
-        left, _, right = line.partition(" - ")
-        point = left.split(" ")[4].encode().decode("unicode_escape")  # spaces are written \\040
+        left, _, right = line.partition(b" - ")
+        # Spaces are written \\040; every other byte may stand for itself.
+        point = os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), left.split(b" ")[4]))
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):  # the later of two on the same point covers the earlier
-            best, kind = point, right.split(" ")[0]
+            best, kind = point, os.fsdecode(right.split(b" ")[0])
     return kind
 
 

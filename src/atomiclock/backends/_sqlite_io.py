@@ -8,6 +8,7 @@ import random
 import select
 import socket
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ class _File:
         self._busy = busy
         self._idle: list[sqlite3.Connection] = []
         self._node: tuple[int, int] | None = None
-        self._generation = _process.generation
+        self._pid = os.getpid()
 
     def attempt(self, transaction: Callable[[sqlite3.Connection], Any]) -> Any:
         """What `transaction` returns, committed. `Unknown` if the file is busy: then nothing was done."""
@@ -135,10 +136,11 @@ class _File:
         while self._idle:
             self._idle.pop().close()
 
-    def __del__(self) -> None:
-        if self._generation == _process.generation:
+    def __del__(self, getpid: Callable[[], int] = os.getpid, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the end of the interpreter the modules' own names may be gone, hence the arguments.
+        if getpid() == self._pid:
             self.close()
-        elif self._idle:
+        elif self._idle and not ending():
             _process.keep_for_ever(self._idle)  # sqlite.org/howtocorrupt.html, 2.6
 
 

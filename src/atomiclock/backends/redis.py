@@ -23,10 +23,13 @@ import random
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
 import redis.asyncio
+import redis.exceptions
+import redis.retry
 from redis.backoff import NoBackoff
 
 from .. import _process
@@ -379,6 +382,13 @@ class _DeadlineMixin:
         return _DeadlineSocket(super()._connect(), self.deadline)  # type: ignore[misc]  # a redis-py connection's
 
 
+def _hang_up(connection: Any) -> None:
+    """Close at once, without a word to the server, and without the shutdown() that a forked twin would feel."""
+    sock, connection._sock = connection._sock, None
+    if sock is not None:
+        sock.close()
+
+
 class _Wire(NamedTuple):
     """An open connection: redis-py's, which owns the socket, and our reader."""
 
@@ -446,16 +456,10 @@ class _Channel:
         while self._idle:
             _hang_up(self._idle.pop().connection)
 
-    def __del__(self) -> None:
+    def __del__(self, hang_up: Callable[[Any], None] = _hang_up) -> None:
+        # At the end of the interpreter the module's own names may be gone, hence the argument.
         for wire in self._idle:
-            _hang_up(wire.connection)
-
-
-def _hang_up(connection: Any) -> None:
-    """Close at once, without a word to the server, and without the shutdown() that a forked twin would feel."""
-    sock, connection._sock = connection._sock, None
-    if sock is not None:
-        sock.close()
+            hang_up(wire.connection)
 
 
 class _AsyncWire(NamedTuple):
