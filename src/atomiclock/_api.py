@@ -90,9 +90,9 @@ class Acquire(Generic[L, A]):
         manager = manager_for(self._url)
         options = manager._core.options(self._given)
         hold = manager._attempt(self._name, options)
+        hold.entered = True
         try:
             lease = manager._acquire(hold, options.timeout)
-            lease.__enter__()
             self._entered.append((get_ident(), lease))
             return cast(L, lease)
         except LockTimeout:

@@ -1,7 +1,7 @@
 """The keeper's book and plan: which held leases need attention next, and what to do about them.
 
 One keeper serves all leases of a process (or of an event loop), one request at a time. So that a store that
-hangs harms only its own leases, each request may take at most half of the time until the next lease of any
+hangs harms only its own leases, each request may take at most a third of the time until the next lease of any
 store would be lost, and a store that just failed is left alone for a while.
 """
 
@@ -209,7 +209,7 @@ def _renew(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     hold.renewing = ttl = hold.ttl
     if hold.ttl != ttl:  # changed between the two reads by an extend() that did not see us
         hold.renewing = ttl = hold.ttl
-    deadline = now + min(terms.each, _part(book.next_end() - now, 2))
+    deadline = now + min(terms.each, _part(book.next_end() - now, 3))
     try:
         kept = yield On(hold, Extend(hold.key, hold.token, ttl, deadline))
     except Unknown:
@@ -244,7 +244,7 @@ def _bury(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     if paused is not None:
         book.again(hold, paused)
         return
-    deadline = now + min(terms.each, _part(book.next_end() - now, 2))
+    deadline = now + min(terms.each, _part(book.next_end() - now, 3))
     hold.releases_unanswered += 1
     try:
         yield On(hold, Remove(hold.key, hold.token, hold.may_land, deadline))

@@ -266,8 +266,9 @@ class ManagedLock:
             return False
         return True
 
-    def _take(self, timeout: float | None) -> Lease:
+    def _take(self, timeout: float | None, entered: bool = False) -> Lease:
         hold = self._manager._attempt(self.name, self._options)
+        hold.entered = entered
         try:
             lease = self._manager._acquire(hold, timeout)
             self._leases[threading.get_ident()] = lease
@@ -303,7 +304,7 @@ class ManagedLock:
         )
 
     def __enter__(self) -> Lease:
-        return self._take(None).__enter__()
+        return self._take(None, entered=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         lease = self._leases.get(threading.get_ident())

@@ -138,6 +138,8 @@ class _File:
 
     def __del__(self, getpid: Callable[[], int] = os.getpid, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the end of the interpreter the modules' own names may be gone, hence the arguments.
+        if not hasattr(self, "_pid"):
+            return  # a signal interrupted its making
         if getpid() == self._pid:
             self.close()
         elif self._idle and not ending():

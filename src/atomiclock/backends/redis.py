@@ -65,8 +65,8 @@ class Script:
         self.text = text.encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
-    def run(self, keys: list[bytes], *args: bytes | float) -> Steps[Any]:
-        rest = [str(len(keys)).encode(), *keys, *(a if isinstance(a, bytes) else str(a).encode() for a in args)]
+    def run(self, keys: list[bytes], *args: bytes | int) -> Steps[Any]:
+        rest = [b"%d" % len(keys), *keys, *[a if isinstance(a, bytes) else b"%d" % a for a in args]]
         reply = yield pack(b"EVALSHA", self.sha, *rest)
         if isinstance(reply, ServerError) and reply.code == "NOSCRIPT":  # nothing was done
             reply = yield pack(b"EVAL", self.text, *rest)
@@ -214,7 +214,7 @@ class RedisBackend:
         # In a cluster the companions must be in the lock's slot: that of what is in its braces, else of all of it.
         start, end = lock.find(b"{"), lock.find(b"}", lock.find(b"{"))
         stem = lock if start >= 0 and end > start + 1 else b"{" + lock + b"}"
-        return [lock, *(stem + b":" + name.encode() for name in companions)]
+        return [lock, *[stem + b":" + name.encode() for name in companions]]
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
         keys = self._keys(ask.key, "info", "waiting", ask.token)
@@ -458,7 +458,7 @@ class _Channel:
 
     def __del__(self, hang_up: Callable[[Any], None] = _hang_up) -> None:
         # At the end of the interpreter the module's own names may be gone, hence the argument.
-        for wire in self._idle:
+        for wire in getattr(self, "_idle", ()):  # a signal may have interrupted its making
             hang_up(wire.connection)
 
 

@@ -1,0 +1,116 @@
+"""Both faces of the library behind one, so that each law is written once and holds for threads and for tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from atomiclock import AsyncLockManager, LockManager
+
+COLOURS = ("sync", "async")
+
+
+class Face:
+    """Makes managers whose methods can be called from the test's thread, whatever their colour."""
+
+    def __init__(self, colour: str) -> None:
+        self.colour = colour
+        self._closers: list[Callable[[], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ticks = [0.0, 0.0]  # the last tick, the longest gap between two
+        if colour == "async":
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._serve, name="loop of the tests", daemon=True)
+            self._thread.start()
+
+    def manager(self, url: str, **options: Any) -> Any:
+        if self._loop is None:
+            manager = LockManager(url, **options)
+            self._closers.append(manager.close)
+            return manager
+        blocking = Blocking(AsyncLockManager(url, **options), self)
+        self._closers.append(blocking.aclose)
+        return blocking
+
+    def longest_stall(self) -> float:
+        """Seconds for which the event loop did not turn, at the worst since the last call; 0 where there is none."""
+        worst, self._ticks = self._ticks[1], [time.monotonic(), 0.0]
+        return worst
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What `function`, awaited if need be, returns on the loop."""
+        assert self._loop is not None
+
+        async def work() -> Any:
+            result = function(*args, **kwargs)
+            return await result if inspect.isawaitable(result) else result
+
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result()
+
+    def tasks(self) -> list[Any]:
+        """The loop's tasks but our own."""
+        if self._loop is None:
+            return []
+        return [task for task in self.call(lambda: asyncio.all_tasks()) if "_tick" not in repr(task)][1:]
+
+    def close(self) -> None:
+        for close in self._closers:
+            close()
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop.close()
+
+    def _serve(self) -> None:
+        assert self._loop is not None
+        asyncio.set_event_loop(self._loop)
+        self._ticker = self._loop.create_task(self._tick())
+        self._loop.run_forever()
+
+    async def _tick(self) -> None:
+        self._ticks = [time.monotonic(), 0.0]
+        while True:
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            self._ticks = [now, max(self._ticks[1], now - self._ticks[0])]
+
+    async def _end(self) -> None:
+        """What asyncio.run() does at its end."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+class Blocking:
+    """An object of the asynchronous face whose coroutines are waited for."""
+
+    def __init__(self, target: Any, face: Face) -> None:
+        self._target = target
+        self._face = face
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not inspect.ismethod(value):
+            return value
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            result = self._face.call(value, *args, **kwargs)
+            return Blocking(result, self._face) if hasattr(result, "release") else result
+
+        return method
+
+    def __bool__(self) -> bool:
+        return bool(self._target)
+
+    def __enter__(self) -> Any:
+        return self._face.call(self._target.__aenter__) and self
+
+    def __exit__(self, *error: object) -> Any:
+        return self._face.call(self._target.__aexit__, *error)

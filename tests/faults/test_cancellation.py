@@ -1,0 +1,262 @@
+"""A task cancelled at any await of acquire, wait and release leaves nothing behind and can be tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from proxy import Proxy, proxy_to
+from servers import RedisServer
+
+from atomiclock import AsyncLockManager, LockTimeout, NotHeld, acquire_lock
+
+EXHAUSTIVE = os.environ.get("ATOMICLOCK_EXHAUSTIVE") == "1"
+Step = Callable[["Case"], Awaitable[None]]
+
+
+class Case:
+    """One attempt on a manager of its own, and what its caller knows of it."""
+
+    def __init__(self, url: str, locks: AsyncLockManager, name: str) -> None:
+        self.url, self.locks, self.name = url, locks, name
+        self.lease: Any = None
+
+    async def acquire(self) -> None:
+        self.lease = await self.locks.acquire(self.name, timeout=5)
+
+    async def acquire_and_release(self) -> None:
+        self.lease = await self.locks.acquire(self.name, timeout=5)
+        await self.lease.release()
+
+    async def block(self) -> None:
+        async with self.locks.acquire(self.name, timeout=5):
+            pass
+
+    async def shared_block(self) -> None:
+        async with acquire_lock(self.name, self.url, timeout=5):
+            await asyncio.sleep(0)
+
+    async def lock_block(self) -> None:
+        async with self.locks.lock(self.name):
+            pass
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 3) -> None:
+    end = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < end, what
+        await asyncio.sleep(0.005)
+
+
+async def cancelled_after(turns: int, work: Awaitable[None]) -> bool:
+    """Whether `work` was still at it after so many turns of the loop, and was cancelled then."""
+    task = asyncio.ensure_future(work)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+        if task.done():
+            break
+    late = task.done() or not task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return not late
+
+
+@pytest.fixture(params=["redis", "sqlite", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        return server.url
+    return f"sqlite:///{tmp_path}/locks.db" if request.param == "sqlite" else "memory://cancelled"
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize("way", ["acquire", "acquire_and_release", "block", "shared_block", "lock_block"])
+def test_cancelled_at_any_turn_of_the_loop_leaves_no_lock(url: str, way: str, warm: bool) -> None:
+    async def main() -> None:
+        witness = AsyncLockManager(url)
+        turns = 0
+        while True:
+            locks = AsyncLockManager(url)
+            if warm:
+                await locks.holder("warm up")
+            case = Case(url, locks, f"name {turns}")
+            cancelled = await cancelled_after(turns, getattr(case, way)())
+            if case.lease is not None:
+                with suppress(NotHeld):
+                    await case.lease.release()
+            name = case.name
+            await eventually(
+                lambda name=name: is_free(witness, name), f"free after being cancelled at turn {turns} of {way}"
+            )
+            await locks.aclose()
+            if not cancelled:
+                break
+            turns += 1 if EXHAUSTIVE or turns < 40 else 7
+        await witness.aclose()
+
+    asyncio.run(main())
+
+
+async def is_free(locks: AsyncLockManager, name: str) -> bool:
+    return await locks.holder(name) is None
+
+
+@pytest.mark.parametrize("way", ["acquire_and_release", "block"])
+def test_cancelled_at_any_moment_of_a_slow_network_leaves_no_lock_and_no_old_reply(
+    proxy: Proxy, look: redis.Redis, way: str
+) -> None:
+    look.set("atomiclock:foreign", "other", px=600_000)
+
+    async def main() -> None:
+        locks = AsyncLockManager(proxy.url)
+        await locks.holder("warm up")
+        proxy.latency = 0.01
+        cancelled = 0
+        for index in range(200 if EXHAUSTIVE else 50):
+            case = Case(proxy.url, locks, f"name{index}")
+            task = asyncio.ensure_future(getattr(case, way)())
+            await asyncio.sleep(0.024 * (index % 50) / 50)
+            cancelled += task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            assert await locks.try_acquire("foreign") is None
+            if case.lease is not None:
+                with suppress(NotHeld):
+                    await case.lease.release()
+            key = f"atomiclock:{case.name}"
+            await eventually(lambda key=key: gone(look, key), f"free after being cancelled, {index}")
+        assert cancelled > 25
+        await locks.aclose()
+
+    asyncio.run(main())
+
+
+async def gone(look: redis.Redis, key: str) -> bool:
+    return not look.exists(key)
+
+
+def test_cancelled_waiter_leaves_and_the_next_gets_the_wake_up(url: str) -> None:
+    async def main() -> None:
+        locks = AsyncLockManager(url)
+        for turns in (0, 1, 2, 3, 5, 8, 13, 21, 34):
+            held = await locks.acquire("x")
+            first = asyncio.ensure_future(Case(url, locks, "x").acquire_and_release())
+            await asyncio.sleep(0.02)
+            second = asyncio.ensure_future(Case(url, locks, "x").acquire_and_release())
+            await asyncio.sleep(0.02)
+            await held.release()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            first.cancel()
+            with suppress(asyncio.CancelledError):
+                await first
+            begun = time.monotonic()
+            await asyncio.wait_for(second, 5)
+            assert time.monotonic() - begun < 1, f"{turns} turns"
+        await locks.aclose()
+
+    asyncio.run(main())
+
+
+def test_wait_for_leaves_nothing_behind_when_it_expires(url: str) -> None:
+    async def main() -> None:
+        locks = AsyncLockManager(url)
+        held = await locks.acquire("x")
+        for wait in (0.0, 0.001, 0.01, 0.05):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(locks.acquire("x"), wait)
+            if sys.version_info >= (3, 11):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await locks.acquire("x")
+        await held.release()
+        begun = time.monotonic()
+        lease = await locks.acquire("x", timeout=2)
+        assert time.monotonic() - begun < 0.5
+        await lease.release()
+        await locks.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="TaskGroup is younger")
+def test_task_group_whose_one_task_fails_releases_the_locks_of_the_others(url: str) -> None:
+    async def hold(locks: AsyncLockManager, name: str) -> None:
+        async with locks.acquire(name, timeout=5):
+            await asyncio.sleep(30)
+
+    async def fail() -> None:
+        await asyncio.sleep(0.05)
+        raise KeyError
+
+    async def main() -> None:
+        locks = AsyncLockManager(url)
+        group: Any = getattr(asyncio, "TaskGroup")()  # noqa: B009
+        errors: tuple[Exception, ...] = ()
+        try:
+            async with group:
+                for index in range(5):
+                    group.create_task(hold(locks, f"name {index % 3}"))
+                group.create_task(fail())
+        except Exception as error:
+            errors = getattr(error, "exceptions", ())
+        assert [type(error) for error in errors] == [KeyError]
+        for index in range(3):
+            assert await is_free(locks, f"name {index}")
+        await locks.aclose()
+
+    asyncio.run(main())
+
+
+def test_release_that_was_cancelled_can_be_awaited_again(redis_server: RedisServer, look: redis.Redis) -> None:
+    with proxy_to(redis_server.port) as proxy:
+
+        async def main() -> None:
+            locks = AsyncLockManager(proxy.url)
+            for delay in (0.0, 0.005, 0.015, 0.025):
+                proxy.latency = 0.0
+                lease = await locks.acquire("x")
+                proxy.latency = 0.02
+                task = asyncio.ensure_future(lease.release())
+                await asyncio.sleep(delay)
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+                with suppress(NotHeld):
+                    await lease.release()
+                assert not look.exists("atomiclock:x")
+                assert not lease.lost
+            await locks.aclose()
+
+        asyncio.run(main())
+
+
+def test_loop_that_ends_in_the_middle_of_a_wait_leaves_no_waiter(url: str) -> None:
+    async def hold() -> Any:
+        locks = AsyncLockManager(url)
+        held = await locks.acquire("x", ttl=600)
+        waiter = asyncio.ensure_future(locks.acquire("x"))
+        await asyncio.sleep(0.05)
+        with pytest.raises(LockTimeout):
+            await locks.acquire("x", timeout=0)
+        return locks, held, waiter
+
+    locks, held, _ = asyncio.run(hold())
+
+    async def again() -> None:
+        await held.release()
+        begun = time.monotonic()
+        lease = await locks.acquire("x", timeout=5)
+        assert time.monotonic() - begun < 0.5
+        await lease.release()
+        await locks.aclose()
+
+    asyncio.run(again())

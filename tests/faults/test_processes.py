@@ -1,0 +1,358 @@
+"""Processes that are killed, stopped, forked, or that just end, while they hold, wait for or renew a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import RedisServer
+
+import atomiclock
+from atomiclock import LockLost, LockManager, NotHeld
+
+SOURCE = str(Path(atomiclock.__file__).parents[1])
+FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@pytest.fixture(params=["redis", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        return server.url
+    return f"sqlite:///{tmp_path}/locks.db"
+
+
+@contextlib.contextmanager
+def child(code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that runs `code`; killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-W", "always", "-c", code, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    if not line:
+        raise AssertionError(process.communicate()[1])
+    return line
+
+
+HOLD = """
+import sys, time
+from atomiclock import LockManager
+lease = LockManager(sys.argv[1]).acquire("x", ttl=float(sys.argv[2]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+HOLD_AND_TELL = """
+import sys
+from atomiclock import LockManager, LockLost
+lease = LockManager(sys.argv[1]).acquire("x", ttl=float(sys.argv[2]))
+print("held", flush=True)
+for line in sys.stdin:
+    held = bool(lease)
+    try:
+        lease.release()
+        print(held, "released", flush=True)
+    except LockLost:
+        print(held, "lost", flush=True)
+"""
+
+
+def test_lock_of_a_killed_holder_is_free_at_once_on_sqlite_and_after_its_ttl_on_redis(url: str) -> None:
+    locks = LockManager(url)
+    with child(HOLD, url, 2) as process:
+        assert line_of(process) == "held"
+        assert locks.try_acquire("x") is None
+        process.kill()
+        process.wait()
+        begun = time.monotonic()
+        lease = locks.acquire("x", timeout=10)
+        took = time.monotonic() - begun
+    assert took < (0.5 if url.startswith("sqlite") else 2 + 0.5)
+    lease.release()
+    locks.close()
+
+
+def test_waiter_notices_at_once_that_the_holder_on_its_machine_was_killed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/locks.db"
+    locks = LockManager(url)
+    with child(HOLD, url, 600) as process:
+        assert line_of(process) == "held"
+        threading.Timer(0.4, process.kill).start()
+        begun = time.monotonic()
+        reaper = threading.Thread(target=process.wait)
+        reaper.start()
+        lease = locks.acquire("x", timeout=20)
+        assert time.monotonic() - begun < 0.4 + 1
+        reaper.join()
+    lease.release()
+    locks.close()
+
+
+def test_holder_that_was_stopped_past_its_ttl_knows_at_once_and_touches_nobody(url: str) -> None:
+    locks = LockManager(url)
+    with child(HOLD_AND_TELL, url, 1) as process:
+        assert line_of(process) == "held"
+        process.send_signal(signal.SIGSTOP)
+        lease = locks.acquire("x", timeout=10, ttl=30)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdin is not None
+        process.stdin.write("release\n")
+        process.stdin.flush()
+        assert line_of(process) == "False lost"
+        time.sleep(0.7)  # a renewal of the other would have come by now
+        lease.check()
+        holder = locks.holder("x")
+        assert holder is not None
+        assert holder.token == lease.token
+    lease.release()
+    locks.close()
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """The exit code of a fork that runs `work`: 0 if it raised nothing."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.alarm(20)
+            work()
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@FORKS
+def test_child_of_a_holder_neither_believes_nor_renews_nor_releases(url: str) -> None:
+    locks = LockManager(url)
+    lease = locks.acquire("x", ttl=1.2)
+
+    def work() -> None:
+        assert not lease
+        assert lease.lost
+        for call in (lease.check, lease.extend, lease.release):
+            with pytest.raises(LockLost):
+                call()
+        with pytest.raises(LockLost), lease:
+            pass
+        assert locks.try_acquire("x") is None
+        begun = time.monotonic()
+        locks.acquire("another", timeout=5).release()
+        assert time.monotonic() - begun < 1
+        time.sleep(1)
+
+    assert in_child(work) == 0
+    assert lease
+    time.sleep(0.5)
+    lease.check()
+    lease.release()
+    locks.close()
+
+
+@FORKS
+def test_child_that_leaves_the_with_block_of_its_parent_releases_nothing(url: str) -> None:
+    locks = LockManager(url)
+    with atomiclock.acquire_lock("x", url) as lease:
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                try:
+                    lease.__exit__(None, None, None)
+                finally:
+                    del lease
+            os._exit(0)
+        os.waitpid(pid, 0)
+        lease.check()
+        assert locks.try_acquire("x") is None
+    locks.close()
+
+
+@FORKS
+def test_fork_while_a_thread_waits_gives_the_lock_once(url: str) -> None:
+    locks = LockManager(url)
+    held = locks.acquire("x")
+    got: list[Any] = []
+    waiter = threading.Thread(target=lambda: got.append(locks.acquire("x", timeout=20)))
+    waiter.start()
+    time.sleep(0.1)
+
+    def work() -> None:
+        assert locks.try_acquire("x") is None
+        locks.acquire("another", timeout=5).release()
+
+    assert in_child(work) == 0
+    held.release()
+    waiter.join(5)
+    assert len(got) == 1
+    assert locks.try_acquire("x") is None
+    got[0].release()
+    locks.acquire("x", timeout=0).release()
+    locks.close()
+
+
+@FORKS
+def test_fork_in_the_middle_of_renewals_leaves_both_sides_working(url: str) -> None:
+    locks = LockManager(url)
+    leases = [locks.acquire(f"name {index}", ttl=0.6) for index in range(5)]
+
+    def work() -> None:
+        mine = [locks.acquire(f"{os.getpid()} {index}", ttl=0.6) for index in range(3)]
+        time.sleep(0.7)
+        for lease in mine:
+            lease.release()
+
+    for _ in range(4):
+        assert in_child(work) == 0
+        for lease in leases:
+            lease.check()
+    for lease in leases:
+        lease.release()
+    locks.close()
+
+
+ORPHAN = """
+import os, sys, time
+from atomiclock import LockManager
+lease = LockManager(sys.argv[1]).acquire("x", ttl=float(sys.argv[2]))
+if os.fork() == 0:
+    time.sleep(20)
+    os._exit(0)
+print("held", flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_orphan_of_a_dead_holder_blocks_nobody_beyond_the_ttl(url: str) -> None:
+    locks = LockManager(url)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", ORPHAN, url, "2"],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert line_of(process) == "held"
+        process.wait()
+        begun = time.monotonic()
+        lease = locks.acquire("x", timeout=10)
+        assert time.monotonic() - begun < (0.5 if url.startswith("sqlite") else 2 + 0.5)
+        lease.release()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        assert process.stdout is not None
+        process.stdout.close()
+    locks.close()
+
+
+def count_up(job: tuple[str, str, int]) -> None:
+    """Adds to a number in a file, unprotected but for the lock."""
+    url, path, times = job
+    for _ in range(times):
+        with atomiclock.acquire_lock("counter", url, timeout=60):
+            number = int(Path(path).read_text())
+            Path(path).write_text(str(number + 1))
+
+
+@FORKS
+def test_pool_of_forked_workers_never_counts_at_once(url: str, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    with atomiclock.acquire_lock("warm up", url):  # the parent has connections and a keeper to inherit
+        with multiprocessing.get_context("fork").Pool(8) as pool:
+            pool.map(count_up, [(url, str(counter), 25)] * 8, chunksize=1)
+            pool.close()
+            pool.join()
+    assert counter.read_text() == "200"
+
+
+EXITS = {
+    "holding": 'lease = LockManager(url).acquire("x")',
+    "holding by acquire_lock": 'acquire_lock("x", url).__enter__()',
+    "holding a lock": 'LockManager(url).lock("x").acquire()',
+    "in a thread that waits": """
+held = LockManager(url).acquire("x")
+threading.Thread(target=LockManager(url).acquire, args=("x",), daemon=True).start()
+time.sleep(0.1)""",
+    "with a renewal due": 'lease = LockManager(url).acquire("x", ttl=0.3); time.sleep(0.25)',
+    "async": """
+async def main():
+    global lease
+    lease = await AsyncLockManager(url).acquire("x", ttl=0.3)
+    await asyncio.sleep(0.25)
+asyncio.run(main())""",
+    "async in a wait": """
+async def main():
+    locks = AsyncLockManager(url)
+    lease = await locks.acquire("x")
+    asyncio.ensure_future(locks._acquire(locks._attempt("x", locks._core.options()), None))
+    await asyncio.sleep(0.1)
+asyncio.run(main())""",
+}
+
+
+@pytest.mark.parametrize("how", EXITS)
+def test_interpreter_that_ends_while(url: str, how: str) -> None:
+    """... is quiet and does not hang."""
+    start = "import asyncio, sys, threading, time\nfrom atomiclock import *\nurl = sys.argv[1]\n"
+    begun = time.monotonic()
+    with child(start + EXITS[how], url) as process:
+        out, errors = process.communicate(timeout=20)
+    assert (process.returncode, out, errors) == (0, "", "")
+    assert time.monotonic() - begun < 5
+
+
+def test_sys_exit_inside_with_releases(url: str) -> None:
+    with child(
+        "import sys\nfrom atomiclock import *\nwith acquire_lock('x', sys.argv[1]): sys.exit(3)", url
+    ) as process:
+        assert process.communicate(timeout=20)[1] == ""
+        assert process.returncode == 3
+    locks = LockManager(url)
+    locks.acquire("x", timeout=0).release()
+    locks.close()
+
+
+@FORKS
+def test_lock_object_in_a_child_says_not_held(url: str) -> None:
+    locks = LockManager(url)
+    lock = locks.lock("x")
+    lock.acquire()
+
+    def work() -> None:
+        with pytest.raises((LockLost, NotHeld)):
+            lock.release()
+        assert lock.locked()  # by the parent
+
+    assert in_child(work) == 0
+    lock.release()
+    locks.close()
