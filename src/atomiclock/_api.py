@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from . import _options
 from ._names import check_name
 from ._options import NONE, TRUE, TTL, OnLost, overrides
-from .errors import ConfigurationError, LockTimeout
+from .errors import ConfigurationError, LockTimeout, NotHeld
 
 if TYPE_CHECKING:
     from ._async_manager import AsyncLease, AsyncLockManager
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 L = TypeVar("L")
 A = TypeVar("A")
+M = TypeVar("M")
 
 
 def acquire_lock(
@@ -50,7 +51,7 @@ def acquire_lock(
     arguments, is raised at once where it can be.
     """
     given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
-    return Acquire(check_name(name), url, _checked(given))
+    return Acquire(check_name(name), url, _checked(name, given))
 
 
 def try_lock(
@@ -66,11 +67,15 @@ def try_lock(
 ) -> Try:
     """As `acquire_lock`, but never waits: entering gives the lease, or `None` if somebody else holds the lock."""
     given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost)
-    return Try(check_name(name), url, _checked({**given, "timeout": 0}))
+    return Try(check_name(name), url, _checked(name, {**given, "timeout": 0}))
 
 
-def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    _options.Options().with_(given)
+def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _options.Options().with_(given)
+    except ConfigurationError as error:
+        error.name = name
+        raise
     return given
 
 
@@ -86,9 +91,16 @@ class Acquire(Generic[L, A]):
     def _none_if_busy(self) -> bool:
         return False
 
+    def _manager(self, find: Callable[[str | None], M]) -> M:
+        try:
+            return find(self._url)
+        except ConfigurationError as error:
+            error.name = self._name
+            raise
+
     def __enter__(self) -> L:
-        manager = manager_for(self._url)
-        options = manager._core.options(self._given)
+        manager = self._manager(manager_for)
+        options = manager._core.options_for(self._name, self._given)
         hold = manager._attempt(self._name, options)
         hold.entered = True
         try:
@@ -110,13 +122,13 @@ class Acquire(Generic[L, A]):
             if lease is not None:
                 lease.__exit__(kind, error, tb)
         finally:
-            lease = self._leave(get_ident())
+            lease = self._leave(get_ident()) if self._entered else None
             if lease:  # interrupted before its release
-                _release_later(lease)
+                lease._orphaned()
 
     async def __aenter__(self) -> A:
-        manager = async_manager_for(self._url)
-        options = manager._core.options(self._given)
+        manager = self._manager(async_manager_for)
+        options = manager._core.options_for(self._name, self._given)
         try:
             lease = await manager._acquire(manager._attempt(self._name, options), options.timeout)
         except LockTimeout:
@@ -142,13 +154,9 @@ class Acquire(Generic[L, A]):
 
     def _innermost(self, who: int) -> tuple[int, Any]:
         mine = [entry for entry in self._entered if entry[0] == who]
+        if not self._entered:
+            raise NotHeld(f"the lock {self._name!r} was not entered", name=self._name)
         return (mine or self._entered)[-1]
-
-    def __del__(self) -> None:
-        # Entered and never left: an interrupt hit between the two. Nobody else can release it.
-        for _, lease in getattr(self, "_entered", ()):
-            if lease:
-                _release_later(lease)
 
     def __call__(self, function: F) -> F:
         """`function`, with the lock held around each call."""
@@ -162,7 +170,7 @@ class Acquire(Generic[L, A]):
                 f"{function.__qualname__} is a generator: it would be locked only until its first value is asked for; "
                 "use `with acquire_lock(...)` inside it"
             )
-        if inspect.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004  # not whether, but what it is
 
             @wraps(function)
             async def locked_async(*args: Any, **kwargs: Any) -> Any:
@@ -174,7 +182,14 @@ class Acquire(Generic[L, A]):
         @wraps(function)
         def locked(*args: Any, **kwargs: Any) -> Any:
             with self._again():
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                if inspect.iscoroutine(result):
+                    result.close()
+                    raise ConfigurationError(
+                        f"{function!r} returned a coroutine, whose body would run after the lock was released: "
+                        "decorate the async def itself"
+                    )
+                return result
 
         return cast(F, locked)
 
@@ -202,17 +217,6 @@ def _task() -> int:
     import asyncio
 
     return id(asyncio.current_task())
-
-
-def _release_later(lease: Any) -> None:
-    from . import _process
-    from ._manager import Lease
-
-    hold = lease._hold
-    if hold.generation == _process.generation and isinstance(lease, Lease):
-        from . import _sync
-
-        _sync.keeper.orphan(hold)
 
 
 _managers: dict[str, LockManager] = {}

@@ -67,6 +67,7 @@ class AsyncStore:
         loop = asyncio.get_running_loop()
         channel = self._channels.get(loop)
         if channel is None:
+            _forget_closed(self._channels)
             channel = self._channels[loop] = self.backend.async_channel()
             await at_loop_end(channel.close)
         return channel
@@ -87,6 +88,13 @@ _ends: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[AsyncGenerator[None, N
 _ends = WeakKeyDictionary()
 
 
+def _forget_closed(by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
+    """Drop what belongs to loops that were closed without telling their generators: its values keep them alive."""
+    for loop in list(by_loop):
+        if loop.is_closed():
+            by_loop.pop(loop, None)
+
+
 async def at_loop_end(close: Callable[[], None]) -> None:
     """Call `close` when the running loop ends, while it can still close connections.
 
@@ -94,6 +102,7 @@ async def at_loop_end(close: Callable[[], None]) -> None:
     """
     loop = asyncio.get_running_loop()
     if loop not in _ends:
+        _forget_closed(_ends)
         closers: list[Callable[[], None]] = []
         guard = _until_loop_end(closers)
         _ends[loop] = (guard, closers)
@@ -224,6 +233,7 @@ def keeper() -> KeeperTask:
     loop = asyncio.get_running_loop()
     found = _keepers.get(loop)
     if found is None:
+        _forget_closed(_keepers)
         found = _keepers[loop] = KeeperTask(loop)
     return found
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from . import _async, _plans, _process
 from ._core import Core, named, unavailable
@@ -50,6 +50,8 @@ class AsyncLease(LeaseView):
             self._body.cancel(f"the lock {self.name!r} was lost")
 
     async def __aenter__(self) -> AsyncLease:
+        """The lease itself. Raises `NotHeld` or `LockLost` if it is not held any more."""
+        self._hold.require(_process.clock())
         self._enter()
         return self
 
@@ -152,7 +154,7 @@ class AsyncLockManager:
         on_lost: OnLost = NONE,
     ) -> Acquiring[AsyncLease]:
         """A lease on `name`, by `await` or, released at the end, by `async with`. Errors as `LockManager.acquire`."""
-        options = self._core.options(overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost))
+        options = self._core.options_for(name, overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost))
         return Acquiring(self._acquire(self._attempt(name, options), options.timeout))
 
     def try_acquire(
@@ -167,7 +169,7 @@ class AsyncLockManager:
         on_lost: OnLost = NONE,
     ) -> Acquiring[AsyncLease | None]:
         """A lease on `name`, or `None` if somebody else holds it. Never waits for the lock."""
-        options = self._core.options(overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
+        options = self._core.options_for(name, overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
         return Acquiring(self._try_acquire(self._attempt(name, options)))
 
     def lock(
@@ -182,7 +184,7 @@ class AsyncLockManager:
         on_lost: OnLost = NONE,
     ) -> ManagedAsyncLock:
         """A lock on `name` for code that takes an `asyncio.Lock`. Nothing is sent before its first use."""
-        options = self._core.options(overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
+        options = self._core.options_for(name, overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
         self._core.key(name, options)
         return ManagedAsyncLock(self, name, options)
 
@@ -207,6 +209,9 @@ class AsyncLockManager:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an AsyncLockManager has connections of this process: make one from its URL in each process")
 
     def __repr__(self) -> str:
         return f"<AsyncLockManager {self._core.backend.place}>"
@@ -303,7 +308,7 @@ class ManagedAsyncLock:
             mine = self._leases.get(asyncio.current_task())
         except RuntimeError:  # asked outside of a loop, as isinstance() does on Python 3.10 and 3.11
             mine = None
-        return mine if mine is not None else next(iter(self._leases.values()), None)
+        return mine if mine is not None else max(self._leases.values(), key=bool, default=None)
 
     async def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Whether the lock was acquired: at once, after waiting for ever, or within `timeout` seconds."""
@@ -349,7 +354,7 @@ class ManagedAsyncLock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        lease = self._leases.get(asyncio.current_task())
+        lease = self.lease
         if lease is None:
             if error is None:
                 raise NotHeld("Lock is not acquired.", name=self.name)

@@ -52,13 +52,21 @@ class Core:
 
     def options(self, given: Mapping[str, Any] | None = None) -> Options:
         """This manager's options, with those that a call gave."""
-        if self._version != _options.version():
+        version = _options.version()  # read first: who changes it meanwhile makes us look again
+        if self._version != version:
             self._options = self._checked(_options.base().with_(self._given))
-            self._version = _options.version()
+            self._version = version
         if not given:
             return self._options
         options = self._options.with_(given)
         return options if options is self._options else self._checked(options)
+
+    def options_for(self, name: str, given: Mapping[str, Any] | None = None) -> Options:
+        """The same for a lock, whose name an error then carries."""
+        try:
+            return self.options(given)
+        except ConfigurationError as error:
+            raise named(error, name) from error.__cause__
 
     def _checked(self, options: Options) -> Options:
         traits = self.backend.traits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import Any
+from typing import Any, NoReturn
 
 from . import _process
 from ._hold import HELD, RELEASED, Hold
@@ -71,6 +71,15 @@ class LeaseView:
         """Raise `LockLost` if the lease is lost. Local, no I/O: call it before each step that needs the lock."""
         if self._hold.over(_process.clock()):
             self._hold.raise_lost()
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a lease is one grant to one holder: pass it on instead of copying it")
+
+    def __deepcopy__(self, _: object) -> NoReturn:
+        self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a lease belongs to the process that acquired it: send its name, token and fence instead")
 
     def __bool__(self) -> bool:
         return self._hold.held(_process.clock())

@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from types import TracebackType
+from typing import NoReturn
 
 from . import _plans, _process, _sync
 from ._core import Core, named, unavailable
@@ -49,6 +50,8 @@ class Lease(LeaseView):
         self._manager._release(self._hold)
 
     def __enter__(self) -> Lease:
+        """The lease itself. Raises `NotHeld` or `LockLost` if it is not held any more."""
+        self._hold.require(_process.clock())
         self._hold.entered = True
         return self
 
@@ -57,14 +60,16 @@ class Lease(LeaseView):
             _sync.keeper.orphan(self._hold)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if not must_release(self._hold):
-            return
         try:
-            self.release()
+            if must_release(self._hold):
+                self.release()
         except LockError as trouble:
             if error is None:
                 raise
             note_on(error, trouble)
+        finally:
+            if self:  # interrupted before its release
+                self._orphaned()
 
 
 class LockManager:
@@ -112,7 +117,7 @@ class LockManager:
         the store did not answer, and `ConfigurationError` before anything is sent.
         """
         given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
-        options = self._core.options(given)
+        options = self._core.options_for(name, given)
         return self._acquire(self._attempt(name, options), options.timeout)
 
     def try_acquire(
@@ -129,7 +134,7 @@ class LockManager:
         """A lease on `name`, or `None` if somebody else holds it. Never waits for the lock; errors as `acquire`."""
         given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost)
         try:
-            return self._acquire(self._attempt(name, self._core.options(given)), 0)
+            return self._acquire(self._attempt(name, self._core.options_for(name, given)), 0)
         except LockTimeout:
             return None
 
@@ -145,7 +150,8 @@ class LockManager:
         on_lost: OnLost = NONE,
     ) -> ManagedLock:
         """A lock on `name` for code that takes a `threading.Lock`. Nothing is sent before its first use."""
-        options = self._core.options(overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
+        given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost)
+        options = self._core.options_for(name, given)
         self._core.key(name, options)
         return ManagedLock(self, name, _refuse_cancel(options))
 
@@ -173,6 +179,9 @@ class LockManager:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a LockManager has connections of this process: make one from its URL in each process")
+
     def __repr__(self) -> str:
         return f"<LockManager {self._core.backend.place}>"
 
@@ -198,6 +207,7 @@ class LockManager:
         """Leave nothing of an attempt that failed or was interrupted; what takes longer, in the background."""
         keeper = _sync.keeper
         keeper.discard(hold)
+        keeper.nudge()
         hold.give_up()
         if not hold.lingers:
             return
@@ -250,9 +260,9 @@ class ManagedLock:
 
     @property
     def lease(self) -> Lease | None:
-        """The lease that this object holds, or `None`."""
+        """The lease that this object holds, or `None`: this thread's, or else any that is not lost."""
         mine = self._leases.get(threading.get_ident())
-        return mine if mine is not None else next(iter(list(self._leases.values())), None)
+        return mine if mine is not None else max(list(self._leases.values()), key=bool, default=None)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Whether the lock was acquired: at once, after waiting for ever, or within `timeout` seconds.
@@ -260,28 +270,32 @@ class ManagedLock:
         Raises `ValueError` and `OverflowError` for the arguments that `threading.Lock` refuses, and
         `BackendUnavailable` if the store did not answer.
         """
+        wait = lock_timeout(blocking, timeout)
+        hold = self._manager._attempt(self.name, self._options)
         try:
-            self._take(lock_timeout(blocking, timeout))
+            self._take(hold, wait)
+            return True
         except LockTimeout:
             return False
-        return True
-
-    def _take(self, timeout: float | None, entered: bool = False) -> Lease:
-        hold = self._manager._attempt(self.name, self._options)
-        hold.entered = entered
-        try:
-            lease = self._manager._acquire(hold, timeout)
-            self._leases[threading.get_ident()] = lease
-            return lease
         except BaseException as error:
-            self._manager._take_back(hold, error)  # also when interrupted on the last few steps
+            self._undo(hold, error)
             raise
+
+    def _take(self, hold: Hold, timeout: float | None) -> Lease:
+        lease = self._manager._acquire(hold, timeout)
+        self._leases[threading.get_ident()] = lease
+        return lease
+
+    def _undo(self, hold: Hold, error: BaseException) -> None:
+        """Leave nothing of an attempt that was interrupted on its last few steps."""
+        for thread, lease in list(self._leases.items()):
+            if lease._hold is hold:
+                self._leases.pop(thread, None)
+        self._manager._take_back(hold, error)
 
     def release(self) -> None:
         """Release the lock. Raises `NotHeld`, a `RuntimeError`, if it is not held here, else as `Lease.release`."""
-        me = threading.get_ident()
-        owner = me if me in self._leases else next(iter(list(self._leases)), None)
-        lease = None if owner is None else self._leases.get(owner)
+        lease = self.lease
         if lease is None:
             raise NotHeld("release unlocked lock", name=self.name)
         try:
@@ -304,18 +318,28 @@ class ManagedLock:
         )
 
     def __enter__(self) -> Lease:
-        return self._take(None, entered=True)
+        hold = self._manager._attempt(self.name, self._options)
+        hold.entered = True
+        try:
+            return self._take(hold, None)
+        except BaseException as error:
+            self._undo(hold, error)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        lease = self._leases.get(threading.get_ident())
-        if lease is None:  # released inside the block, as threading.Lock reports it
-            if error is None:
-                raise NotHeld("release unlocked lock", name=self.name)
-            return
+        lease = None
         try:
-            lease.__exit__(kind, error, tb)
+            lease = self.lease
+            if lease is not None:
+                lease.__exit__(kind, error, tb)
+            elif error is None:  # released inside the block, as threading.Lock reports it
+                raise NotHeld("release unlocked lock", name=self.name)
         finally:
-            self._forget(lease)
+            lease = self.lease if lease is None else lease
+            if lease is not None:
+                self._forget(lease)
+                if lease:  # interrupted before its release
+                    lease._orphaned()
 
     def __repr__(self) -> str:
         state = "locked" if any(list(self._leases.values())) else "unlocked"

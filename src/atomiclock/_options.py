@@ -200,9 +200,9 @@ def configure(
         if given_url is not None and not isinstance(given_url, str):
             raise ConfigurationError(f"configure(url=...) takes a URL such as 'redis://localhost', not {given_url!r}")
         if given_url is not None:
-            from ._url import parse  # loads urllib.parse: only who says a URL pays
+            from ._registry import check  # loads urllib.parse: only who says a URL pays
 
-            parse(given_url)
+            check(given_url)
         changed["url"] = given_url
     _configured.update(changed)
     _version += 1
@@ -220,4 +220,4 @@ def version() -> int:
 
 def base() -> Options:
     """The built-in defaults with those of `configure()`."""
-    return Options().with_({key: value for key, value in _configured.items() if key != "url"})
+    return Options().with_({key: value for key, value in dict(_configured).items() if key != "url"})

@@ -30,6 +30,12 @@ def after_fork(reset: Callable[[], None]) -> None:
     _after_fork.append(reset)
 
 
+def around_fork(before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Call `before` ahead of every fork, and `after` when it is done, in the parent and in the child."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+
+
 def _in_child() -> None:
     global generation
     generation += 1

@@ -61,16 +61,32 @@ def backend_of(client: object, colour: str) -> Backend:
     )
 
 
+def check(url: str) -> None:
+    """Raise `ConfigurationError` for a URL that no backend takes. Loads no driver."""
+    scheme = parse(url).scheme
+    if scheme not in ROWS and scheme not in _others():
+        raise _unknown(scheme, mask(url))
+
+
 def _load(scheme: str, shown: str) -> Any:
     row = ROWS.get(scheme)
     if row is not None:
         return _import(row)
-    from importlib.metadata import entry_points  # slow: only for a scheme that is not ours
-
-    others = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    others = _others()
     if scheme in others:
         return others[scheme].load()
-    raise ConfigurationError(f"no backend for {shown!r}: {scheme}:// is unknown; {nearest(scheme, [*ROWS, *others])}")
+    raise _unknown(scheme, shown)
+
+
+def _others() -> dict[str, Any]:
+    from importlib.metadata import entry_points  # slow: only for a scheme that is not ours
+
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def _unknown(scheme: str, shown: str) -> ConfigurationError:
+    hint = nearest(scheme, [*ROWS, *_others()])
+    return ConfigurationError(f"no backend for {shown!r}: {scheme}:// is unknown; {hint}")
 
 
 def _import(row: Row) -> Any:

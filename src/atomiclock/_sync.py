@@ -79,8 +79,20 @@ class KeeperThread:
 
     def add(self, hold: Hold) -> None:
         """Renew `hold` until it is discarded, and tell of its loss; or look again, since its times have changed."""
-        if self.book.add(hold) or self._thread is None:
-            self._rouse()
+        rouse = True
+        try:
+            rouse = self.book.add(hold) or not self._runs()
+        finally:  # the book counts on it that the keeper was woken, also if a signal interrupted right here
+            if rouse:
+                self._rouse()
+
+    def _runs(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def nudge(self) -> None:
+        """Let the keeper look again: somebody was interrupted, perhaps just before waking it."""
+        if self._thread is not None:
+            self._wake.put(None)
 
     def bury(self, hold: Hold) -> None:
         """Take back in the background what `hold` left at the store, until that is confirmed or the ttl is over."""
@@ -99,10 +111,9 @@ class KeeperThread:
 
     def _rouse(self) -> None:
         with self._starting:
-            if self._thread is None:
-                thread = threading.Thread(target=self._keep, name="atomiclock-keeper", daemon=True)
-                thread.start()
-                self._thread = thread
+            if not self._runs():
+                self._thread = threading.Thread(target=self._keep, name="atomiclock-keeper", daemon=True)
+                self._thread.start()
         self._wake.put(None)
 
     def _keep(self) -> None:
@@ -116,6 +127,8 @@ class KeeperThread:
                 value = self._perform(ask)
             except Unknown as error:
                 step, value = plan.throw, error
+            except Exception:  # of a callback: the keeper has other leases to keep
+                log.exception("keeping locks")
 
     def _perform(self, ask: Any) -> Any:
         if type(ask) is Idle:
@@ -147,7 +160,11 @@ class KeeperThread:
         lease = hold.lease() if hold.lease is not None else None
         if lease is not None and callable(hold.on_lost):
             # On a thread of its own, since it may take as long as it likes and other leases must be kept.
-            threading.Thread(target=hold.on_lost, args=(lease,), name="atomiclock-on-lost", daemon=True).start()
+            teller = threading.Thread(target=hold.on_lost, args=(lease,), name="atomiclock-on-lost", daemon=True)
+            try:
+                teller.start()
+            except RuntimeError:  # no more threads: better late than never
+                hold.on_lost(lease)
 
 
 keeper = KeeperThread()

@@ -13,18 +13,18 @@ success. Two tasks never share a name, since it starts with the task's.
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
-from functools import wraps
+from contextlib import suppress
+from functools import partial, wraps
 from typing import Any, Literal, TypeVar, cast
 
 from celery import Task, current_app, current_task
 from celery.utils.log import get_task_logger
 
-from ._api import manager_for
+from ._api import acquire_lock, manager_for, try_lock
 from ._keys import Key
-from ._options import CHECKS
-from .errors import ConfigurationError, LockTimeout
+from ._options import NONE, TTL, Options, overrides
+from .errors import ConfigurationError, LockError
 
 F = TypeVar("F", bound=Callable[..., Any])
 OnConflict = Literal["skip", "raise"]
@@ -36,10 +36,10 @@ BUSY = "already being imported by another worker"
 def exclusive(
     key: str | Callable[..., str] | None = None,
     *,
-    ttl: float = 60.0,
+    ttl: float = TTL,
     on_conflict: OnConflict = "skip",
     url: str | None = None,
-    max_hold: float | None = None,
+    max_hold: float | None = NONE,
     skip_result: Any = None,
     busy: str = BUSY,
 ) -> Callable[[F], F]:
@@ -47,7 +47,8 @@ def exclusive(
 
     - `key`: a template over the function's parameters, such as "{feed_url}"; a callable that is given them by
       name; or `None` for a digest of all arguments. Defaults count, so f(1) and f(x=1) share a key.
-    - `ttl`: seconds that a worker which died blocks others. The lock is renewed as long as the task runs.
+    - `ttl`: seconds that a worker which died blocks others; 30 if neither the URL nor `configure()` say. The lock is
+      renewed as long as the task runs.
     - `on_conflict`: "skip" logs at INFO that the work is `busy` and returns `skip_result`; "raise" raises
       `LockTimeout`, so the task fails.
     - `url`: the backend; `None` for Celery's setting `atomiclock_url`, else what `configure()` or ATOMICLOCK_URL say,
@@ -62,7 +63,8 @@ def exclusive(
         raise ConfigurationError(f'on_conflict is "skip" or "raise", not {on_conflict!r}')
     if callable(key) and inspect.isfunction(key) and not inspect.signature(key).parameters:
         raise ConfigurationError("exclusive is called before it decorates: write @exclusive() or @exclusive('{name}')")
-    given = {"ttl": CHECKS["ttl"]("ttl", ttl), "max_hold": CHECKS["max_hold"]("max_hold", max_hold), "timeout": 0}
+    given = overrides(ttl=ttl, max_hold=max_hold)
+    Options().with_(given)
 
     def decorate(function: F) -> F:
         names = _names_for(function, key)
@@ -71,16 +73,13 @@ def exclusive(
         def run(*args: Any, **kwargs: Any) -> Any:
             task_name = _task_name(run)
             own = names(args, kwargs, _skipped(names, args))
-            manager = manager_for(url or _url())
-            try:
-                lease = manager.acquire(f"{task_name}:{own}", **given)
-            except LockTimeout as held:
-                if on_conflict == "raise":
-                    raise
-                get_task_logger(task_name).info("%s: %s (%s)", own, busy, held.owner or "other software")
-                return skip_result
-            with lease:
-                return function(*args, **kwargs)
+            name, target = f"{task_name}:{own}", url or _url()
+            lock: Any = try_lock if on_conflict == "skip" else partial(acquire_lock, timeout=0)
+            with lock(name, target, **given) as lease:
+                if lease is not None:
+                    return function(*args, **kwargs)
+            get_task_logger(task_name).info("%s: %s (%s)", own, busy, _owner(name, target))
+            return skip_result
 
         # Celery checks a call's arguments against this before it sends the task.
         run.__signature__ = names.signature  # type: ignore[attr-defined]  # functions take attributes
@@ -131,7 +130,16 @@ def _url() -> str | None:
     url = app.conf.get("atomiclock_url")
     if url is not None and not isinstance(url, str):
         raise ConfigurationError(f"Celery's setting atomiclock_url is a URL such as 'redis://localhost', not {url!r}")
-    return url or os.environ.get("ATOMICLOCK_URL")
+    return url or None
+
+
+def _owner(name: str, url: str | None) -> str:
+    """Who has the lock, for the log: by now perhaps nobody."""
+    with suppress(LockError):
+        holder = manager_for(url).holder(name)
+        if holder is not None and holder.owner:
+            return holder.owner
+    return "it has just ended, or does not say who it is"
 
 
 __all__ = ["exclusive"]

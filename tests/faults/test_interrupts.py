@@ -9,10 +9,12 @@ acquire_lock(...)` has none, since the object that is entered knows its lease al
 from __future__ import annotations
 
 import dis
+import gc
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +31,15 @@ from atomiclock import LockManager, NotHeld, acquire_lock
 EXHAUSTIVE = os.environ.get("ATOMICLOCK_EXHAUSTIVE") == "1"
 SAMPLE = 40
 RETURNS_CHECK = sys.version_info < (3, 11)
+
+
+@pytest.fixture(autouse=True)
+def collect() -> Iterator[None]:
+    """Sockets that redis-py or the stdlib were interrupted in making are nobody's: collect them before the next test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 class Interrupter:

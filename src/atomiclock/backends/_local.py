@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Mailbox(Protocol):
-    """Where one waiter is woken. `wake` may be called by any thread, any number of times."""
+    """Where one waiter is woken. `wake` may be called by any thread, any number of times; false if nobody is there."""
 
-    def wake(self) -> None: ...
+    def wake(self) -> bool: ...
 
 
 class ThreadMailbox:
@@ -26,8 +26,9 @@ class ThreadMailbox:
     def __init__(self) -> None:
         self._event = threading.Event()
 
-    def wake(self) -> None:
+    def wake(self) -> bool:
         self._event.set()
+        return True
 
     def wait(self, until: float) -> None:
         self._event.wait(max(0.0, until - clock()))
@@ -42,10 +43,14 @@ class TaskMailbox:
         self._loop = loop
         self._future = loop.create_future()
 
-    def wake(self) -> None:
-        # A loop that is closed has no waiters any more.
-        if not self._loop.is_closed():
+    def wake(self) -> bool:
+        if self._loop.is_closed() or self._future.cancelled():
+            return False
+        try:
             self._loop.call_soon_threadsafe(self._set)
+        except RuntimeError:  # closed in between
+            return False
+        return True
 
     def _set(self) -> None:
         if not self._future.done():

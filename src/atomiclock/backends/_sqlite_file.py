@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
@@ -126,9 +127,15 @@ def _set_up(db: sqlite3.Connection, path: str) -> None:
     db.execute("COMMIT")
 
 
-def explain(error: sqlite3.Error, path: str) -> Exception:
-    """What SQLite's error means for the lock. `Unknown` is busy: nothing was done, and it may be tried again."""
+def explain(error: sqlite3.Error | OSError, path: str) -> Exception:
+    """What an error means for the lock. `Unknown` is busy: nothing was done, and it may be tried again."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return Unknown(f"sqlite:///{path}: {error.strerror}", sent=False)
+        return BackendRefused(f"sqlite:///{path} cannot be used: {error.strerror}; {INSTEAD}")
     text = str(error)
+    if "unable to open" in text and os.access(path, os.R_OK | os.W_OK):  # which is how SQLite says EMFILE
+        return Unknown(f"sqlite:///{path}: {text}, perhaps for too many open files", sent=False)
     if isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text):
         return Unknown(f"sqlite:///{path} is busy: {text}", sent=False)
     refused = (

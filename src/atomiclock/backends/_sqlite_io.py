@@ -8,9 +8,11 @@ import random
 import select
 import socket
 import sqlite3
-import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from .. import _process
@@ -20,8 +22,24 @@ from ._sqlite_file import connect, default_path, explain, prepare, sweep
 
 GLANCE = 0.1
 """Seconds between looks at whether the holder's process still lives, while waiting for it."""
-BUSY = 0.05
+BUSY = 0.005
 """Seconds that SQLite itself waits for another writer, where it may block the thread."""
+
+_gate = threading.RLock()
+"""Held by whoever uses SQLite, and by whoever forks: no connection may be open across a fork. What SQLite knows of an
+open file is copied into the child, which then takes its own locks for taken already (sqlite.org/howtocorrupt.html,
+2.6): measured, two holders."""
+_files: list[weakref.ref[_File]] = []  # no WeakSet, whose callbacks a signal may interrupt
+
+
+def _before_fork() -> None:
+    _gate.acquire()
+    for file in [ref() for ref in _files]:
+        if file is not None:
+            file.close()
+
+
+_process.around_fork(_before_fork, _gate.release)
 
 
 class Listening(NamedTuple):
@@ -84,14 +102,19 @@ class _File:
         self._busy = busy
         self._idle: list[sqlite3.Connection] = []
         self._node: tuple[int, int] | None = None
-        self._pid = os.getpid()
+        with _gate:
+            _files[:] = [ref for ref in _files if ref() is not None] + [weakref.ref(self)]
 
     def attempt(self, transaction: Callable[[sqlite3.Connection], Any]) -> Any:
         """What `transaction` returns, committed. `Unknown` if the file is busy: then nothing was done."""
-        try:
-            db = self._take()
-        except sqlite3.Error as error:
-            raise explain(error, self._path or "") from error
+        with _gate:
+            try:
+                db = self._take()
+            except (sqlite3.Error, OSError) as error:
+                raise explain(error, self._path or "") from error
+            return self._commit(db, transaction)
+
+    def _commit(self, db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], Any]) -> Any:
         done = False
         try:
             result = transaction(db)
@@ -133,17 +156,13 @@ class _File:
         return db
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
+        with _gate, suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
-    def __del__(self, getpid: Callable[[], int] = os.getpid, ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the end of the interpreter the modules' own names may be gone, hence the arguments.
-        if not hasattr(self, "_pid"):
-            return  # a signal interrupted its making
-        if getpid() == self._pid:
-            self.close()
-        elif self._idle and not ending():
-            _process.keep_for_ever(self._idle)  # sqlite.org/howtocorrupt.html, 2.6
+    def __del__(self) -> None:
+        for db in getattr(self, "_idle", ()):  # a signal may have interrupted its making
+            db.close()
 
 
 class FileChannel:
@@ -164,7 +183,12 @@ class FileChannel:
                 time.sleep(0.001 * random.random())
 
     def _listen(self, ask: Listening, deadline: float) -> None:
-        with Mailbox() as mailbox:
+        try:
+            mailbox = Mailbox()
+        except OSError:  # too many open files: without a mailbox it can still look again
+            time.sleep(max(0.0, min(ask.until - _process.clock(), GLANCE)))
+            return
+        with mailbox:
             poll = select.poll()
             poll.register(mailbox.sock, select.POLLIN)
             watched = self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
@@ -196,7 +220,12 @@ class AsyncFileChannel:
 
     async def _listen(self, ask: Listening, deadline: float) -> None:
         loop = asyncio.get_running_loop()
-        with Mailbox() as mailbox:
+        try:
+            mailbox = Mailbox()
+        except OSError:  # too many open files: without a mailbox it can still look again
+            await asyncio.sleep(max(0.0, min(ask.until - _process.clock(), GLANCE)))
+            return
+        with mailbox:
             rung = asyncio.Event()
             loop.add_reader(mailbox.sock, lambda: rung.set() if mailbox.rung() else None)
             try:

@@ -24,6 +24,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
@@ -170,6 +171,8 @@ class RedisBackend:
         options = url.take(db=_database, io_timeout=_bound, ssl_ca_certs=_text, ssl_certfile=_text, ssl_keyfile=_text)
         if url.host is None and url.scheme != "redis+unix":
             raise ConfigurationError(f"{url.scheme}:// needs a host, as in {url.scheme}://localhost:6379/0")
+        if url.port == 0:
+            raise ConfigurationError(f"{url.scheme}://{url.host}:0 has no server: the port is from 1 to 65535")
         if "," in url.netloc:
             raise ConfigurationError(f"{url.scheme}:// takes one server: a lock must live on one")
         kwargs: dict[str, Any] = {"username": url.username, "password": url.password, **options}
@@ -187,7 +190,7 @@ class RedisBackend:
             kwargs["ssl_check_hostname"] = True  # which redis-py 5 does not do by itself
         if url.path.strip("/"):
             kwargs["db"] = _database("db", url.path.strip("/"))
-        kwargs.update(host=url.host, port=url.port or 6379)
+        kwargs.update(host=url.host, port=6379 if url.port is None else url.port)
         pair = (
             (redis.SSLConnection, redis.asyncio.SSLConnection) if tls else (redis.Connection, redis.asyncio.Connection)
         )
@@ -260,20 +263,25 @@ class RedisBackend:
             yield Nap(min(until, _process.clock() + BLPOP_LATE / 4))
 
     def channel(self) -> Channel:
-        return _Channel(self._pool(self._classes[0], redis.ConnectionPool, redis.retry.Retry), self.place)
+        return _Channel(self._maker(self._classes[0], redis.ConnectionPool, redis.retry.Retry), self.place)
 
     def async_channel(self) -> AsyncChannel:
         from redis.asyncio.retry import Retry
 
-        return _AsyncChannel(self._pool(self._classes[1], redis.asyncio.ConnectionPool, Retry), self.place)
+        return _AsyncChannel(self._maker(self._classes[1], redis.asyncio.ConnectionPool, Retry), self.place)
 
-    def _pool(self, connection: Any, pool: Any, retry: Any) -> Any:
-        """redis-py's factory of connections, which never repeat a command and answer in RESP2."""
+    def _maker(self, connection: Any, pool: Any, retry: Any) -> Callable[[], Any]:
+        """Makes redis-py's connections, which never repeat a command and answer in RESP2.
+
+        Its pool only completes the settings: it would count connections that it never gets back, up to a limit.
+        """
         ours = {"retry": retry(NoBackoff(), 0), "retry_on_timeout": False, "retry_on_error": [], "protocol": 2}
         bounds = {"socket_timeout": self.request_bound, "socket_connect_timeout": self.request_bound}
         if pool is redis.ConnectionPool:
             connection = type("DeadlineConnection", (_DeadlineMixin, connection), {})
-        return pool(connection_class=connection, **{**self._kwargs, **ours, **bounds, "decode_responses": False})
+        settings = {**self._kwargs, **ours, **bounds, "decode_responses": False, "max_connections": None}
+        made = pool(connection_class=connection, **settings)
+        return lambda: connection(**made.connection_kwargs)
 
 
 _NOT_OURS = (
@@ -303,6 +311,11 @@ def _bound(key: str, text: str) -> float:
 
 REFUSALS = {"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "READONLY", "MOVED", "ASK", "CROSSSLOT"}
 PASSING = {"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "OOM", "MISCONF"}
+
+
+def refuses(reply: Any) -> bool:
+    """Whether the server will not serve us over this connection."""
+    return isinstance(reply, ServerError) and reply.code in REFUSALS
 
 
 def checked(reply: Any) -> Any:
@@ -400,8 +413,8 @@ class _Wire(NamedTuple):
 class _Channel:
     """Connections for threads. A connection is either in the pool, clean, or in one thread's hands."""
 
-    def __init__(self, pool: Any, place: str) -> None:
-        self._pool = pool
+    def __init__(self, connection: Callable[[], Any], place: str) -> None:
+        self._connection = connection
         self._place = place
         self._idle: list[_Wire] = []
 
@@ -423,7 +436,8 @@ class _Channel:
                 if not data:
                     raise ConnectionError("the server closed the connection")
                 wire.reader.feed(data)
-            done = wire.reader.empty
+            # One that refuses us may lead to another server next time, after a failover or a change of users.
+            done = wire.reader.empty and not refuses(reply.value)
             return reply.value
         except (OSError, ValueError) as error:
             # A pooled connection that was closed says nothing about the server (though much about the others in the
@@ -440,7 +454,7 @@ class _Channel:
     def _open(self, deadline: float) -> _Wire:
         if deadline <= _process.clock():
             raise Unknown(f"{self._place}: no time was left to connect", sent=False)
-        connection = self._pool.make_connection()
+        connection = self._connection()
         connection.deadline = deadline
         try:
             connection.connect()
@@ -453,8 +467,9 @@ class _Channel:
             raise
 
     def close(self) -> None:
-        while self._idle:
-            _hang_up(self._idle.pop().connection)
+        with suppress(IndexError):  # another thread may take the last one in between
+            while True:
+                _hang_up(self._idle.pop().connection)
 
     def __del__(self, hang_up: Callable[[Any], None] = _hang_up) -> None:
         # At the end of the interpreter the module's own names may be gone, hence the argument.
@@ -471,8 +486,8 @@ class _AsyncWire(NamedTuple):
 class _AsyncChannel:
     """Connections for the tasks of one event loop."""
 
-    def __init__(self, pool: Any, place: str) -> None:
-        self._pool = pool
+    def __init__(self, connection: Callable[[], Any], place: str) -> None:
+        self._connection = connection
         self._place = place
         self._idle: list[_AsyncWire] = []
 
@@ -494,7 +509,8 @@ class _AsyncChannel:
                         raise TimeoutError("timed out")
                     raise ConnectionError("the server closed the connection")
                 wire.reader.feed(data)
-            done = wire.reader.empty
+            # One that refuses us may lead to another server next time, after a failover or a change of users.
+            done = wire.reader.empty and not refuses(reply.value)
             return reply.value
         except (OSError, ValueError) as error:
             # A pooled connection that was closed says nothing about the server (though much about the others in the
@@ -509,7 +525,7 @@ class _AsyncChannel:
                 wire.writer.transport.abort()
 
     async def _open(self, deadline: float) -> _AsyncWire:
-        connection = self._pool.make_connection()
+        connection = self._connection()
         try:
             await asyncio.wait_for(connection.connect(), max(0.001, deadline - _process.clock()))
             stream, writer = connection._reader, connection._writer
