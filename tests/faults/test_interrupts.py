@@ -35,7 +35,7 @@ RETURNS_CHECK = sys.version_info < (3, 11)
 
 @pytest.fixture(autouse=True)
 def collect() -> Iterator[None]:
-    """Sockets that redis-py or the stdlib were interrupted in making are nobody's: collect them before the next test."""
+    """Sockets that were interrupted in the making are nobody's: collect them before the next test."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

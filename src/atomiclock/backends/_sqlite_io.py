@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from .. import _process
+from ..errors import BackendUnavailable
 from . import Unknown
 from ._identity import Identity, identity, is_dead
 from ._sqlite_file import connect, default_path, explain, prepare, sweep
@@ -110,6 +111,8 @@ class _File:
         with _gate:
             try:
                 db = self._take()
+            except BackendUnavailable:  # an OSError too, and explained already
+                raise
             except (sqlite3.Error, OSError) as error:
                 raise explain(error, self._path or "") from error
             return self._commit(db, transaction)
