@@ -149,7 +149,7 @@ def test_mistakes_are_refused_when_decorating(arguments: dict[str, Any], words: 
 
 
 def test_decorating_the_wrong_thing_says_what_to_do(app: Celery) -> None:
-    with pytest.raises(ConfigurationError, match="below @app[.]task"):
+    with pytest.raises(ConfigurationError, match=r"below @app\.task"):
 
         @exclusive("{x}")
         @app.task
