@@ -70,14 +70,14 @@ def check_then_set() -> None:
         return add
 
     def free_in_memory(self: Any, ask: Add) -> Any:
-        yield lambda: time.sleep(0.0005)
+        time.sleep(0.003)  # between the requests, so that others come in between
         yield lambda: self.space.locks.pop(ask.key, None)
 
     def free_in_redis(self: Any, ask: Add) -> Any:
         yield redis.pack(b"DEL", ask.key.encode())
 
     def free_in_file(self: Any, ask: Add) -> Any:
-        yield lambda db: time.sleep(0.0005)
+        time.sleep(0.003)
         yield lambda db: db.execute("DELETE FROM locks WHERE key = ?", (ask.key.encode(),))
 
     for backend, force in (
