@@ -268,6 +268,8 @@ class AsyncLockManager:
         _async.keeper().discard(hold)
         try:
             await self._store.run(_plans.release(hold, self._core.terms))
+            if hold.lingers:
+                _async.keeper().bury(hold)
         except (LockLost, NotHeld):
             if hold.lingers and hold.generation == _process.generation:
                 _async.keeper().bury(hold)

@@ -47,7 +47,8 @@ class Core:
         self._given = {**in_url, **passed}
         self._options = Options()
         self._version = -1
-        self.terms = Terms(_process.clock, random.random, self.backend.request_bound)
+        late_adds = self.backend.traits.late_adds == "possible"
+        self.terms = Terms(_process.clock, random.random, self.backend.request_bound, late_adds)
         self.options()
 
     def options(self, given: Mapping[str, Any] | None = None) -> Options:

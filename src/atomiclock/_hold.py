@@ -45,6 +45,7 @@ class Hold:
         "lease",
         "lost_reason",
         "name",
+        "notes",
         "on_lost",
         "owner",
         "releases_unanswered",
@@ -69,6 +70,7 @@ class Hold:
         self.io = io  # whose store it is; opaque here
         self.lease: Any = None  # a weak reference to the lease that the application has
         self.generation = _process.generation
+        self.notes: dict[str, Any] = {}  # the adapter's
         self.state = TRYING
         self.fence: int | None = None
         self.valid_until = -math.inf
@@ -123,10 +125,17 @@ class Hold:
         """
         return self.in_flight + 1 if self.claimed and self.in_flight else self.in_flight
 
-    def settled(self) -> None:
-        """The store has confirmed that nothing of it is left."""
+    def settled(self, removed: bool = False, late_adds: bool = False) -> None:
+        """The store has confirmed that nothing of it is left.
+
+        `late_adds`: what is still in flight may land all the same. `removed`: the store had our token; unless that
+        was the one known to be there, it was one of those.
+        """
+        if not late_adds:
+            self.in_flight = 0
+        elif removed and not self.claimed:
+            self.in_flight = max(0, self.in_flight - 1)
         self.claimed = self.waited = False
-        self.in_flight = 0
 
     # While held
 
@@ -197,6 +206,6 @@ class Hold:
             reason=self.lost_reason,
         )
 
-    def released(self) -> None:
+    def released(self, removed: bool, late_adds: bool) -> None:
         self.state = RELEASED
-        self.settled()
+        self.settled(removed, late_adds)

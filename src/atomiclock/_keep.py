@@ -19,6 +19,10 @@ from ._plans import FIRST_PAUSE, GONE, LONGEST_PAUSE, Plan, Terms
 from .backends import Extend, Remove, Unknown
 
 
+LATE_ADD_PAUSE = 0.25
+"""Seconds between looks for an add that may land although its token was removed."""
+
+
 class Idle(NamedTuple):
     """Go on at `until`, or when the book was told of something earlier."""
 
@@ -211,7 +215,7 @@ def _renew(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
         hold.renewing = ttl = hold.ttl
     deadline = now + min(terms.each, _part(book.next_end() - now, 3))
     try:
-        kept = yield On(hold, Extend(hold.key, hold.token, ttl, deadline))
+        kept = yield On(hold, Extend(hold.key, hold.token, ttl, deadline, hold.notes))
     except Unknown:
         then = terms.clock()
         book.again(hold, book.failed(hold.io, then, _part(hold.valid_until - then, 4)))
@@ -247,11 +251,14 @@ def _bury(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     deadline = now + min(terms.each, _part(book.next_end() - now, 3))
     hold.releases_unanswered += 1
     try:
-        yield On(hold, Remove(hold.key, hold.token, hold.may_land, deadline))
+        removed = yield On(hold, Remove(hold.key, hold.token, hold.may_land, deadline, hold.notes))
     except Unknown:
         then = terms.clock()
         book.again(hold, book.failed(hold.io, then, LONGEST_PAUSE))
         return
     book.works(hold.io)
-    hold.settled()
-    book.discard(hold)
+    hold.settled(removed, terms.late_adds)
+    if hold.lingers:
+        book.again(hold, now + LATE_ADD_PAUSE)
+    else:
+        book.discard(hold)

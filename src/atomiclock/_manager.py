@@ -225,6 +225,8 @@ class LockManager:
         try:
             _sync.keeper.discard(hold)
             self._store.run(_plans.release(hold, self._core.terms))
+            if hold.lingers:
+                _sync.keeper.bury(hold)
         except (LockLost, NotHeld):
             if hold.lingers and hold.generation == _process.generation:
                 _sync.keeper.bury(hold)

@@ -43,6 +43,8 @@ class Terms(NamedTuple):
     clock: Clock
     random: Callable[[], float]
     bound: float
+    late_adds: bool = False
+    """Whether an add may take the lock although its token was removed before it arrived."""
 
     @property
     def each(self) -> float:
@@ -92,7 +94,7 @@ def acquire(hold: Hold, timeout: float | None, terms: Terms) -> Plan[None]:
         sent = terms.clock()
         hold.sending(sent)
         bound = sent + terms.each if once else min(sent + terms.each, deadline)
-        ask = Add(hold.key, hold.token, hold.ttl, hold.owner, not once, bound)
+        ask = Add(hold.key, hold.token, hold.ttl, hold.owner, not once, bound, hold.notes)
         try:
             answer = yield ask
         except Unknown as error:
@@ -130,7 +132,7 @@ def _wait(hold: Hold, busy: Busy, begun: float, deadline: float, latency: float,
         return False
     hold.waited = True
     try:
-        yield Wait(hold.key, hold.token, begun, until, busy.signals, min(until + terms.each, deadline))
+        yield Wait(hold.key, hold.token, begun, until, busy.signals, min(until + terms.each, deadline), hold.notes)
     except Unknown as error:
         if terms.clock() >= deadline:
             return False  # it was held when the store was last heard of, and there was no time for more
@@ -162,19 +164,22 @@ def abandon(hold: Hold, end: float, terms: Terms) -> Plan[bool]:
             return False
         hold.releases_unanswered += 1  # for a release() that is called after it
         try:
-            yield Remove(hold.key, hold.token, hold.may_land, min(now + terms.each, end))
+            removed = yield Remove(hold.key, hold.token, hold.may_land, min(now + terms.each, end), hold.notes)
         except Unknown as error:
             again = patience.after(error, now)
             if again is None:
                 return False
             yield Sleep(again)
         else:
-            hold.settled()
+            hold.settled(removed, terms.late_adds)
+            return not hold.lingers
     return True
 
 
 def release(hold: Hold, terms: Terms) -> Plan[None]:
     """Give the lock back. `LockLost` if it was not ours any more; `BackendUnavailable` if nobody knows.
+
+    If the hold lingers afterwards, adds may still land: it is to be buried.
 
     An unanswered release may well have happened. So when a repetition finds the lock gone, that is success.
     """
@@ -186,17 +191,18 @@ def release(hold: Hold, terms: Terms) -> Plan[None]:
         before = hold.releases_unanswered
         hold.releases_unanswered += 1
         try:
-            removed = yield Remove(hold.key, hold.token, hold.may_land, min(sent + terms.each, patience.end))
+            until = min(sent + terms.each, patience.end)
+            removed = yield Remove(hold.key, hold.token, hold.may_land, until, hold.notes)
         except Unknown as error:
             if not error.sent:
                 hold.releases_unanswered -= 1
             yield from _pause(hold, patience, error, sent, "release")
             continue
         if removed or before:
-            hold.released()
+            hold.released(removed, terms.late_adds)
             return
         hold.lose(GONE)
-        hold.settled()
+        hold.settled(removed, terms.late_adds)
         hold.raise_lost()
 
 
@@ -215,7 +221,8 @@ def extend(hold: Hold, ttl: float | None, terms: Terms) -> Plan[None]:
         sent = terms.clock()
         if hold.over(sent):
             hold.raise_lost()
-        ask = Extend(hold.key, hold.token, seconds, min(sent + terms.each, patience.end, hold.valid_until))
+        until = min(sent + terms.each, patience.end, hold.valid_until)
+        ask = Extend(hold.key, hold.token, seconds, until, hold.notes)
         hold.extending(sent, seconds)
         try:
             kept = yield ask

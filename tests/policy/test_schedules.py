@@ -62,6 +62,15 @@ class BlindDelete(SimStore):
         return super().remove(ask)
 
 
+class NoTombstones(SimStore):
+    """A store that cannot refuse an add which arrives after its token was removed, and says so."""
+
+    late_adds = True
+
+    def remove(self, ask: Remove) -> bool:
+        return super().remove(ask._replace(in_flight=0))
+
+
 class UncomparedExtend(SimStore):
     def extend(self, ask: Extend) -> bool:
         self.token = ask.token
@@ -98,9 +107,9 @@ def _report(mutant: str, seed: int | None) -> None:
     print(f"{mutant}: caught by schedule {seed + 1}")
 
 
-def stuck_after_calm(seed: int) -> bool:
+def stuck_after_calm(seed: int, store_class: type[SimStore] = SimStore) -> bool:
     """Whether the lock is still taken, by nobody, once the network has delivered everything."""
-    world = World(seed)
+    world = World(seed, store_class)
     world.faults.lose_request, world.faults.lose_reply, world.faults.late = 0.0, 0.5, 0.5
     client = Client(world, "a", rounds=1)
     client.options = client.options._replace(ttl=1000.0, timeout=1.0 + 8 * (seed % 2), renew=True)
@@ -114,6 +123,20 @@ def test_an_attempt_given_up_leaves_no_lock_however_late_its_request_lands() -> 
     assert not [seed for seed in range(SCHEDULES) if stuck_after_calm(seed)]
 
 
+def test_where_no_tombstone_is_possible_a_late_add_is_taken_off_when_it_lands() -> None:
+    assert not [seed for seed in range(SCHEDULES) if stuck_after_calm(seed, NoTombstones)]
+
+
+def test_schedules_without_tombstones_keep_the_laws() -> None:
+    assert not [seed for seed in range(SCHEDULES) if explore(seed, NoTombstones)]
+
+
+def test_without_the_watch_for_late_adds_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NoTombstones, "late_adds", False)
+    found = next((seed for seed in range(SCHEDULES) if stuck_after_calm(seed, NoTombstones)), None)
+    _report("late_adds_forgotten", found)
+
+
 def test_without_the_undo_a_ghost_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "give_up", lambda self: self.hold.give_up())
     _report("no_undo", next((seed for seed in range(SCHEDULES) if stuck_after_calm(seed)), None))
@@ -125,5 +148,5 @@ def test_a_release_that_forgets_a_sibling_still_under_way_is_found(monkeypatch: 
 
 
 def test_without_the_tombstone_a_late_write_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_plans, "Remove", lambda key, token, _, deadline: Remove(key, token, 0, deadline))
+    monkeypatch.setattr(_plans, "Remove", lambda key, token, _, *rest: Remove(key, token, 0, *rest))
     _report("no_tombstone", next((seed for seed in range(SCHEDULES) if stuck_after_calm(seed)), None))

@@ -41,6 +41,8 @@ class Faults:
 class SimStore:
     """One lock at a store that does exactly what it is asked, when the request arrives."""
 
+    late_adds = False
+
     def __init__(self, world: World) -> None:
         self.world = world
         self.token: str | None = None
@@ -104,7 +106,7 @@ class World:
         self.rng = random.Random(self.seed)
         self.faults = Faults.of(self.rng)
         self.store = self.store_class(self)
-        self.terms = Terms(self.clock, self.rng.random, 3.0)
+        self.terms = Terms(self.clock, self.rng.random, 3.0, self.store.late_adds)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
 
@@ -296,7 +298,7 @@ class Client:
         self.book.discard(hold)
 
         def released(_: Any, error: BaseException | None) -> None:
-            if error is not None and hold.lingers:
+            if hold.lingers:
                 self.give_up()
             self.again()
 

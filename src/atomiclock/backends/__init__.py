@@ -42,6 +42,14 @@ class Traits:
     """Seconds: a longer ttl is refused."""
     loses: str
     """What can end a lock early, in a few words for a table."""
+    late_adds: Literal["refused", "possible"] = "refused"
+    """Whether an add that reaches the store after its token was removed is refused there. If it is possible that it
+    takes the lock, the policy goes on removing that token until the ttl is over."""
+
+
+Notes = dict[str, Any]
+"""What an adapter noted about a token, to find it again at the next ask of the same token. The policy only carries it;
+an ask may come without, so what is in it must be a short cut and nothing more."""
 
 
 class Add(NamedTuple):
@@ -54,6 +62,7 @@ class Add(NamedTuple):
     waiting: bool
     """Whether a `Wait` follows when somebody else has it."""
     deadline: float
+    notes: Notes | None = None
 
 
 class Remove(NamedTuple):
@@ -67,6 +76,7 @@ class Remove(NamedTuple):
     token: str
     in_flight: int
     deadline: float
+    notes: Notes | None = None
 
 
 class Extend(NamedTuple):
@@ -76,6 +86,7 @@ class Extend(NamedTuple):
     token: str
     ttl: float
     deadline: float
+    notes: Notes | None = None
 
 
 class Peek(NamedTuple):
@@ -97,6 +108,7 @@ class Wait(NamedTuple):
     until: float
     signals: bool
     deadline: float
+    notes: Notes | None = None
 
 
 VERBS = {Add: "add", Remove: "remove", Extend: "extend", Peek: "peek", Wait: "wait"}
