@@ -18,7 +18,6 @@ from ._hold import HELD, LOST, Hold
 from ._plans import FIRST_PAUSE, GONE, LONGEST_PAUSE, Plan, Terms
 from .backends import Extend, Remove, Unknown
 
-
 LATE_ADD_PAUSE = 0.25
 """Seconds between looks for an add that may land although its token was removed."""
 
