@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -10,6 +11,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def free_port() -> int:
@@ -28,37 +33,35 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0, what: str
         time.sleep(0.005)
 
 
-class RedisServer:
-    """A redis-server without persistence, unless `options` say otherwise, in a directory of its own."""
+def program(name: str, package: str) -> str:
+    """The path of a server, which may be in a directory that a user's PATH lacks."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise RuntimeError(f"{name} is missing: apt-get install {package} (nox -s tests does it)")
+    return found
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            raise RuntimeError("redis-server is missing: apt-get install redis-server (nox -s tests does it)")
+
+class Server:
+    """A server process on a loopback port, in a directory of its own."""
+
+    name = ""
+
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
-        self.socket = folder / "redis.sock"
-        self._command = [
-            program, "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket), "--save", "",
-            "--appendonly", "no", "--dir", str(folder), *options,
-        ]  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+    def command_line(self) -> list[str]:
+        raise NotImplementedError
 
-    def start(self) -> RedisServer:
-        with (self.folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        wait_until(self._answers, what="redis-server answers")
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    def start(self) -> Self:
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(self.command_line(), stdout=log, stderr=log)
+        wait_until(self.answers, 20, what=f"{self.name} answers")
         return self
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as sock:
-            sock.sendall(b"PING\r\n")
-            return sock.recv(16).startswith((b"+PONG", b"-NOAUTH"))
-        return False
 
     def kill(self) -> None:
         """SIGKILL: what was only in memory is gone."""
@@ -82,6 +85,34 @@ class RedisServer:
             yield
         finally:
             self.process.send_signal(signal.SIGCONT)
+
+
+class RedisServer(Server):
+    """A redis-server without persistence, unless `options` say otherwise."""
+
+    name = "redis-server"
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder)
+        self.socket = folder / "redis.sock"
+        self.options = options
+
+    def command_line(self) -> list[str]:
+        return [
+            program("redis-server", "redis-server"), "--port", str(self.port), "--bind", "127.0.0.1",
+            "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no", "--dir", str(self.folder),
+            *self.options,
+        ]  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as sock:
+            sock.sendall(b"PING\r\n")
+            return sock.recv(16).startswith((b"+PONG", b"-NOAUTH"))
+        return False
 
     def command(self, *words: str) -> str:
         """What redis-cli prints for a command."""
