@@ -125,8 +125,8 @@ class Hold:
         """
         return self.in_flight + 1 if self.claimed and self.in_flight else self.in_flight
 
-    def settled(self, removed: bool = False, late_adds: bool = False) -> None:
-        """The store has confirmed that nothing of it is left.
+    def settled(self, removed: bool = False, late_adds: bool = False) -> bool:
+        """The store has confirmed that nothing of it is there. True if nothing of it can come either.
 
         `late_adds`: what is still in flight may land all the same. `removed`: the store had our token; unless that
         was the one known to be there, it was one of those.
@@ -136,6 +136,7 @@ class Hold:
         elif removed and not self.claimed:
             self.in_flight = max(0, self.in_flight - 1)
         self.claimed = self.waited = False
+        return self.in_flight == 0
 
     # While held
 

@@ -256,8 +256,7 @@ def _bury(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
         book.again(hold, book.failed(hold.io, then, LONGEST_PAUSE))
         return
     book.works(hold.io)
-    hold.settled(removed, terms.late_adds)
-    if hold.lingers:
-        book.again(hold, now + LATE_ADD_PAUSE)
-    else:
+    if hold.settled(removed, terms.late_adds):
         book.discard(hold)
+    else:
+        book.again(hold, now + LATE_ADD_PAUSE)

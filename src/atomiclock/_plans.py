@@ -171,8 +171,7 @@ def abandon(hold: Hold, end: float, terms: Terms) -> Plan[bool]:
                 return False
             yield Sleep(again)
         else:
-            hold.settled(removed, terms.late_adds)
-            return not hold.lingers
+            return hold.settled(removed, terms.late_adds)
     return True
 
 

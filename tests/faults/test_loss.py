@@ -154,6 +154,17 @@ def test_stale_connections_after_a_restart_cost_nobody_an_error(face: Face, own_
         leases[1].extend()
 
 
+def test_release_after_a_restart_that_forgot_the_lock_is_not_called_a_success(
+    face: Face, own_redis: RedisServer
+) -> None:
+    """The pooled connection ended with the server. Nothing is sent over it: it could not be told from a lost answer."""
+    manager = face.manager(own_redis.url, ttl=20, renew=False)
+    lease = manager.acquire("k")
+    own_redis.restart()
+    with pytest.raises(LockLost):
+        lease.release()
+
+
 def test_server_with_its_data_on_disk_keeps_the_lock_over_a_restart(face: Face, tmp_path: Path) -> None:
     server = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always").start()
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from ._wire import Reply
 
 LONGEST = 1 << 20
 """Bytes: a lock's replies are far shorter, so a longer one is not a lock's."""
@@ -14,12 +16,6 @@ class ServerError(Exception):
     @property
     def code(self) -> str:
         return str(self.args[0]).partition(" ")[0]
-
-
-class Reply(NamedTuple):
-    """A reply that is complete; its value may be `None`."""
-
-    value: Any
 
 
 class _Incomplete(Exception):
@@ -42,7 +38,6 @@ class Reader:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is left over: bytes that nobody asked for make a connection unfit for use."""
         return not self._buffer
 
     def feed(self, data: bytes) -> None:
@@ -50,7 +45,7 @@ class Reader:
         if len(self._buffer) > LONGEST:
             raise ValueError("the server's reply is too long for a lock's")
 
-    def get(self) -> Reply | None:
+    def get(self, request: bytes = b"") -> Reply | None:  # noqa: ARG002  # replies come in order
         """The next reply, or `None` until more was fed."""
         if not self._buffer:
             return None

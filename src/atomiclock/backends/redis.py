@@ -17,28 +17,22 @@ too, comes between a request and its reply (redis-py 8.1 pools it, and the next 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import random
-import socket
-import ssl
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
 import redis.asyncio
-import redis.exceptions
-import redis.retry
-from redis.backoff import NoBackoff
 
 from .. import _process
 from .._options import seconds_from_text
 from .._url import URL, mask
-from ..errors import BackendRefused, BackendUnavailable, ConfigurationError
+from ..errors import ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
-from ._resp import Reader, ServerError, pack
+from ._redis_dial import NOT_OURS, async_dial, dial
+from ._redis_errors import checked, refuses
+from ._resp import ServerError, pack
+from ._wire import AsyncWireChannel, Nap, WireChannel
 
 if TYPE_CHECKING:
     from . import AsyncChannel, Channel
@@ -51,12 +45,6 @@ FOREIGN_POLL = 0.1
 """Seconds between tries while the holder is other software, whose release wakes nobody."""
 BLPOP_LATE = 0.1
 """Seconds by which an idle server ends a BLPOP late: it looks at its clock 10 times a second (measured, 7.0)."""
-
-
-class Nap(NamedTuple):
-    """A request to the channel itself: to let the time pass until then."""
-
-    until: float
 
 
 class Script:
@@ -206,7 +194,7 @@ class RedisBackend:
                 f"this manager takes a {wanted[1]} client, not {type(client).__module__}.{type(client).__qualname__}"
             )
         kwargs = dict(pool.connection_kwargs)
-        for key in _NOT_OURS:
+        for key in NOT_OURS:
             kwargs.pop(key, None)
         where = kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
         pair = (pool.connection_class, None) if colour == "sync" else (None, pool.connection_class)
@@ -263,33 +251,17 @@ class RedisBackend:
             yield Nap(min(until, _process.clock() + BLPOP_LATE / 4))
 
     def channel(self) -> Channel:
-        return _Channel(self._maker(self._classes[0], redis.ConnectionPool, redis.retry.Retry), self.place)
+        opens = dial(self._classes[0], self._kwargs, self.request_bound, self.place)
+        return WireChannel(opens, _fit, self.place)
 
     def async_channel(self) -> AsyncChannel:
-        from redis.asyncio.retry import Retry
-
-        return _AsyncChannel(self._maker(self._classes[1], redis.asyncio.ConnectionPool, Retry), self.place)
-
-    def _maker(self, connection: Any, pool: Any, retry: Any) -> Callable[[], Any]:
-        """Makes redis-py's connections, which never repeat a command and answer in RESP2.
-
-        Its pool only completes the settings: it would count connections that it never gets back, up to a limit.
-        """
-        ours = {"retry": retry(NoBackoff(), 0), "retry_on_timeout": False, "retry_on_error": [], "protocol": 2}
-        bounds = {"socket_timeout": self.request_bound, "socket_connect_timeout": self.request_bound}
-        if pool is redis.ConnectionPool:
-            connection = type("DeadlineConnection", (_DeadlineMixin, connection), {})
-        settings = {**self._kwargs, **ours, **bounds, "decode_responses": False, "max_connections": None}
-        made = pool(connection_class=connection, **settings)
-        return lambda: connection(**made.connection_kwargs)
+        opens = async_dial(self._classes[1], self._kwargs, self.request_bound, self.place)
+        return AsyncWireChannel(opens, _fit, self.place)
 
 
-_NOT_OURS = (
-    "cache", "cache_config", "decode_responses", "event_dispatcher", "health_check_interval", "himport_registry",
-    "legacy_responses", "maint_notifications_config", "maint_notifications_pool_handler",
-    "oss_cluster_maint_notifications_handler", "parser_class", "protocol", "retry", "retry_on_error",
-    "retry_on_timeout", "socket_connect_timeout", "socket_timeout",
-)  # fmt: skip
+def _fit(reply: Any) -> bool:
+    """One that refuses us may lead to another server next time, after a failover or a change of users."""
+    return not refuses(reply)
 
 
 def _text(_: str, text: str) -> str:
@@ -307,240 +279,3 @@ def _bound(key: str, text: str) -> float:
     if not 0 < seconds < 3600:
         raise ConfigurationError(f"{key} is a number of seconds above 0, not {text}")
     return seconds
-
-
-REFUSALS = {"NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "READONLY", "MOVED", "ASK", "CROSSSLOT"}
-PASSING = {"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "OOM", "MISCONF"}
-
-
-def refuses(reply: Any) -> bool:
-    """Whether the server will not serve us over this connection."""
-    return isinstance(reply, ServerError) and reply.code in REFUSALS
-
-
-def checked(reply: Any) -> Any:
-    """`reply`, unless it is an error: then raise what it means for the lock. An error reply changed nothing."""
-    if not isinstance(reply, ServerError):
-        return reply
-    if "WRONGTYPE" in reply.args[0]:
-        raise ConfigurationError("the key holds other data, not a lock: choose another name or namespace")
-    if reply.code in PASSING:
-        raise Unknown(f"Redis answered: {reply}", sent=False)
-    if reply.code in REFUSALS or "unauthenticated" in reply.args[0]:  # how it refuses many words before it knows us
-        raise BackendRefused(f"Redis refused: {reply}; {_advice(reply.code)}")
-    raise BackendUnavailable(f"Redis answered: {reply}")
-
-
-def _advice(code: str) -> str:
-    if code in ("MOVED", "ASK", "CROSSSLOT"):
-        return "this is a node of a Redis Cluster, which redis:// does not follow: use a single server"
-    if code == "READONLY":
-        return "this is a replica: give the URL of the primary"
-    if code == "NOPERM":
-        return "on the lock's keys the user needs EVALSHA EVAL SET GET DEL PEXPIRE PTTL EXISTS TIME RPUSH BLPOP"
-    return "check user and password in redis://user:password@host"
-
-
-def _explain(error: Exception, place: str) -> Exception:
-    """What a failure to connect means for the lock."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return BackendRefused(f"{place}: the server's certificate is not trusted: {cause.verify_message}")
-        cause = cause.__cause__ or cause.__context__
-    text = str(error)
-    if isinstance(error, redis.AuthenticationError) or text.startswith(
-        ("WRONGPASS", "NOAUTH", "NOPERM", "invalid username")
-    ):
-        return BackendRefused(f"{place} refused us: {text}; {_advice('NOAUTH')}")
-    if isinstance(error, redis.ResponseError) and not isinstance(error, (redis.exceptions.BusyLoadingError,)):
-        return BackendRefused(f"{place} refused the connection: {text}")
-    return Unknown(f"{place} is not reachable: {text}", sent=False)
-
-
-class _DeadlineSocket:
-    """A socket whose every wait ends at one deadline, however often it is waited on."""
-
-    def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock = sock
-        self.deadline = deadline
-
-    def _arm(self) -> socket.socket:
-        left = self.deadline - _process.clock()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self._sock.settimeout(left)
-        return self._sock
-
-    def recv(self, *args: Any) -> bytes:
-        return self._arm().recv(*args)
-
-    def recv_into(self, *args: Any) -> int:
-        return self._arm().recv_into(*args)
-
-    def sendall(self, data: bytes) -> None:
-        self._arm().sendall(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-
-class _DeadlineMixin:
-    """A redis-py connection whose connect and handshake are over by `deadline`."""
-
-    deadline = 0.0
-
-    def _connect(self) -> Any:
-        self.socket_connect_timeout = self.socket_timeout = max(0.001, self.deadline - _process.clock())
-        return _DeadlineSocket(super()._connect(), self.deadline)  # type: ignore[misc]  # a redis-py connection's
-
-
-def _hang_up(connection: Any) -> None:
-    """Close at once, without a word to the server, and without the shutdown() that a forked twin would feel."""
-    sock, connection._sock = connection._sock, None
-    if sock is not None:
-        sock.close()
-
-
-class _Wire(NamedTuple):
-    """An open connection: redis-py's, which owns the socket, and our reader."""
-
-    connection: Any
-    sock: Any
-    reader: Reader
-
-
-class _Channel:
-    """Connections for threads. A connection is either in the pool, clean, or in one thread's hands."""
-
-    def __init__(self, connection: Callable[[], Any], place: str) -> None:
-        self._connection = connection
-        self._place = place
-        self._idle: list[_Wire] = []
-
-    def call(self, request: bytes | Nap, deadline: float) -> Any:
-        if isinstance(request, Nap):
-            return time.sleep(max(0.0, request.until - _process.clock()))
-        fresh = not self._idle
-        try:
-            wire = self._idle.pop()
-        except IndexError:
-            wire = self._open(deadline)
-            fresh = True
-        done = False
-        try:
-            wire.sock.deadline = deadline
-            wire.sock.sendall(request)
-            while (reply := wire.reader.get()) is None:
-                data = wire.sock.recv(65536)
-                if not data:
-                    raise ConnectionError("the server closed the connection")
-                wire.reader.feed(data)
-            # One that refuses us may lead to another server next time, after a failover or a change of users.
-            done = wire.reader.empty and not refuses(reply.value)
-            return reply.value
-        except (OSError, ValueError) as error:
-            # A pooled connection that was closed says nothing about the server (though much about the others in the
-            # pool); one on which time ran out does.
-            self.close()
-            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
-        finally:
-            # A signal may interrupt anywhere: only a reply that was read to its end makes it fit for others.
-            if done:
-                self._idle.append(wire)
-            else:
-                _hang_up(wire.connection)
-
-    def _open(self, deadline: float) -> _Wire:
-        if deadline <= _process.clock():
-            raise Unknown(f"{self._place}: no time was left to connect", sent=False)
-        connection = self._connection()
-        connection.deadline = deadline
-        try:
-            connection.connect()
-            return _Wire(connection, connection._sock, Reader())
-        except (redis.RedisError, OSError, ValueError) as error:
-            _hang_up(connection)
-            raise _explain(error, self._place) from error
-        except BaseException:
-            _hang_up(connection)
-            raise
-
-    def close(self) -> None:
-        with suppress(IndexError):  # another thread may take the last one in between
-            while True:
-                _hang_up(self._idle.pop().connection)
-
-    def __del__(self, hang_up: Callable[[Any], None] = _hang_up) -> None:
-        # At the end of the interpreter the module's own names may be gone, hence the argument.
-        for wire in getattr(self, "_idle", ()):  # a signal may have interrupted its making
-            hang_up(wire.connection)
-
-
-class _AsyncWire(NamedTuple):
-    stream: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    reader: Reader
-
-
-class _AsyncChannel:
-    """Connections for the tasks of one event loop."""
-
-    def __init__(self, connection: Callable[[], Any], place: str) -> None:
-        self._connection = connection
-        self._place = place
-        self._idle: list[_AsyncWire] = []
-
-    async def call(self, request: bytes | Nap, deadline: float) -> Any:
-        if isinstance(request, Nap):
-            return await asyncio.sleep(max(0.0, request.until - _process.clock()))
-        fresh = not self._idle
-        wire = self._idle.pop() if self._idle else await self._open(deadline)
-        # To abort is what has to be done with a late connection anyway, and cancels nobody's task.
-        left = max(0.0, deadline - _process.clock())
-        alarm = asyncio.get_running_loop().call_later(left, wire.writer.transport.abort)
-        done = False
-        try:
-            wire.writer.write(request)
-            while (reply := wire.reader.get()) is None:
-                data = await wire.stream.read(65536)
-                if not data:
-                    if _process.clock() >= deadline:
-                        raise TimeoutError("timed out")
-                    raise ConnectionError("the server closed the connection")
-                wire.reader.feed(data)
-            # One that refuses us may lead to another server next time, after a failover or a change of users.
-            done = wire.reader.empty and not refuses(reply.value)
-            return reply.value
-        except (OSError, ValueError) as error:
-            # A pooled connection that was closed says nothing about the server (though much about the others in the
-            # pool); one on which time ran out does.
-            self.close()
-            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
-        finally:
-            alarm.cancel()
-            if done:
-                self._idle.append(wire)
-            else:
-                wire.writer.transport.abort()
-
-    async def _open(self, deadline: float) -> _AsyncWire:
-        connection = self._connection()
-        try:
-            await asyncio.wait_for(connection.connect(), max(0.001, deadline - _process.clock()))
-            stream, writer = connection._reader, connection._writer
-            connection._reader = connection._writer = None  # ours now; its __del__ would complain
-            return _AsyncWire(stream, writer, Reader())
-        except asyncio.TimeoutError as error:
-            raise Unknown(f"{self._place} is not reachable: timed out", sent=False) from error
-        except (redis.RedisError, OSError, ValueError) as error:
-            raise _explain(error, self._place) from error
-        finally:
-            writer, connection._writer = connection._writer, None
-            if writer is not None:
-                writer.transport.abort()
-
-    def close(self) -> None:
-        while self._idle:
-            wire = self._idle.pop()  # by name: a writer that is collected before its transport is closed complains
-            wire.writer.transport.abort()
