@@ -51,7 +51,7 @@ class AsyncLease(LeaseView):
 
     async def __aenter__(self) -> AsyncLease:
         """The lease itself. Raises `NotHeld` or `LockLost` if it is not held any more."""
-        self._hold.require(_process.clock())
+        self._hold.require(self._hold.io.terms.clock())
         self._enter()
         return self
 
@@ -139,7 +139,7 @@ class AsyncLockManager:
     ) -> None:
         given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
         self._core = Core(url, client, given, "async")
-        self._store = _async.AsyncStore(self._core.backend, self._core.terms)
+        self._store: _async.AsyncStore = self._core.performer("virtual_async_store", _async.AsyncStore)
 
     def acquire(
         self,
@@ -257,7 +257,7 @@ class AsyncLockManager:
     async def _abandon(self, hold: Hold, grace: float) -> None:
         settled = False
         try:
-            settled = await self._store.run(_plans.abandon(hold, _process.clock() + grace, self._core.terms))
+            settled = await self._store.run(_plans.abandon(hold, self._core.terms.clock() + grace, self._core.terms))
         except LockError:
             settled = False  # it refuses us: the error under way says why
         finally:

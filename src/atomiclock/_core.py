@@ -48,7 +48,8 @@ class Core:
         self._options = Options()
         self._version = -1
         late_adds = self.backend.traits.late_adds == "possible"
-        self.terms = Terms(_process.clock, random.random, self.backend.request_bound, late_adds)
+        clock = getattr(self.backend, "virtual_clock", _process.clock)  # that of a fake in a test
+        self.terms = Terms(clock, random.random, self.backend.request_bound, late_adds)
         self.options()
 
     def options(self, given: Mapping[str, Any] | None = None) -> Options:
@@ -76,6 +77,10 @@ class Core:
                 f"ttl={options.ttl:g} is longer than the {traits.longest_ttl:g} s that {self.backend.place} can keep"
             )
         return options
+
+    def performer(self, name: str, usual: Any) -> Any:
+        """What performs plans on the backend: `usual`, or the backend's own, where it has one of that name."""
+        return getattr(self.backend, name, usual)(self.backend, self.terms)
 
     def key(self, name: str, options: Options) -> str:
         return key_of(options.namespace, check_name(name))

@@ -6,7 +6,6 @@ import logging
 import weakref
 from typing import Any, NoReturn
 
-from . import _process
 from ._hold import HELD, RELEASED, Hold
 from .errors import LockError
 
@@ -54,13 +53,13 @@ class LeaseView:
     @property
     def remaining(self) -> float:
         """Seconds of validity left, never more than the store will honour; 0 if not held."""
-        now = _process.clock()
+        now = self._hold.io.terms.clock()
         return max(0.0, self._hold.valid_until - now) if self._hold.held(now) else 0.0
 
     @property
     def lost(self) -> bool:
         """Whether the lease ended before it was released. Local, no I/O; once true it stays true."""
-        return self._hold.over(_process.clock())
+        return self._hold.over(self._hold.io.terms.clock())
 
     @property
     def lost_reason(self) -> str | None:
@@ -69,7 +68,7 @@ class LeaseView:
 
     def check(self) -> None:
         """Raise `LockLost` if the lease is lost. Local, no I/O: call it before each step that needs the lock."""
-        if self._hold.over(_process.clock()):
+        if self._hold.over(self._hold.io.terms.clock()):
             self._hold.raise_lost()
 
     def __copy__(self) -> NoReturn:
@@ -82,7 +81,7 @@ class LeaseView:
         raise TypeError("a lease belongs to the process that acquired it: send its name, token and fence instead")
 
     def __bool__(self) -> bool:
-        return self._hold.held(_process.clock())
+        return self._hold.held(self._hold.io.terms.clock())
 
     def __repr__(self) -> str:
         hold = self._hold

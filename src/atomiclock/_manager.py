@@ -51,7 +51,7 @@ class Lease(LeaseView):
 
     def __enter__(self) -> Lease:
         """The lease itself. Raises `NotHeld` or `LockLost` if it is not held any more."""
-        self._hold.require(_process.clock())
+        self._hold.require(self._hold.io.terms.clock())
         self._hold.entered = True
         return self
 
@@ -97,7 +97,7 @@ class LockManager:
         given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
         self._core = Core(url, client, given, "sync")
         _refuse_cancel(self._core.options())
-        self._store = _sync.Store(self._core.backend, self._core.terms)
+        self._store: _sync.Store = self._core.performer("virtual_store", _sync.Store)
 
     def acquire(
         self,
@@ -214,7 +214,7 @@ class LockManager:
         settled = False
         try:
             grace = grace_after(error)
-            settled = self._store.run(_plans.abandon(hold, _process.clock() + grace, self._core.terms))
+            settled = self._store.run(_plans.abandon(hold, self._core.terms.clock() + grace, self._core.terms))
         except LockError:
             settled = False  # it refuses us: the error under way says why
         finally:

@@ -32,6 +32,9 @@ ROWS: dict[str, Row] = {
     "valkeys": _REDIS,
 }
 
+FAKES: dict[str, Row] = {"fake": Row("atomiclock.testing._fake_backend:FakeBackend")}
+"""For tests, and therefore in no table of stores."""
+
 
 def backend_for(url: object) -> tuple[Backend, dict[str, Any]]:
     """The backend for `url` and the lock options that the URL sets. Connects to nothing.
@@ -64,12 +67,12 @@ def backend_of(client: object, colour: str) -> Backend:
 def check(url: str) -> None:
     """Raise `ConfigurationError` for a URL that no backend takes. Loads no driver."""
     scheme = parse(url).scheme
-    if scheme not in ROWS and scheme not in _others():
+    if scheme not in ROWS and scheme not in FAKES and scheme not in _others():
         raise _unknown(scheme, mask(url))
 
 
 def _load(scheme: str, shown: str) -> Any:
-    row = ROWS.get(scheme)
+    row = ROWS.get(scheme) or FAKES.get(scheme)
     if row is not None:
         return _import(row)
     others = _others()
