@@ -18,8 +18,16 @@ nox.options.error_on_missing_interpreters = True
 HERE = Path(__file__).parent
 GROUPS = nox.project.load_toml("pyproject.toml")
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
-SERVERS = {"redis-server": "redis-server"}
+SERVERS = {
+    "redis-server": "redis-server",
+    "memcached": "memcached",
+    "etcd": "etcd-server",
+    "etcdctl": "etcd-client",
+    "openssl": "openssl",
+}
 """Programs that the tests start, and Debian's packages with them."""
+SERVICES = {"redis-server": "redis-server", "memcached": "memcached", "etcd-server": "etcd"}
+"""What systemd starts when those packages are installed."""
 
 
 @nox.session
@@ -77,7 +85,7 @@ for _version in PYTHONS:
 
 def _run_tests(session: nox.Session) -> None:
     ensure_servers(session)
-    session.install("-e", ".[redis,celery,django]", *_group("tests"))
+    session.install("-e", ".[redis,memcached,etcd,celery,django]", *_group("tests"))
     _no_surprises(session)
     _let_pytest_have_the_last_word(session)
     session.run("python", "-m", "pytest", *session.posargs)
@@ -100,7 +108,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """The sources under mypy --strict, and the public API as an application sees it under mypy and pyright."""
-    session.install(".[redis,celery,django]", *_group("typing"))
+    session.install(".[redis,memcached,etcd,celery,django]", *_group("typing"))
     session.run("mypy")
     session.run("mypy", "tests/typing")
     session.run("pyright", "src", "tests/typing")
@@ -109,7 +117,7 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, in build/docs; warnings are errors. Its examples run with the tests."""
-    session.install("-e", ".[redis,celery]", *_group("docs"))
+    session.install("-e", ".[redis,memcached,etcd,celery,django]", *_group("docs"))
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs", *session.posargs)
     session.log("open build/docs/index.html")
 
@@ -147,8 +155,8 @@ def ensure_servers(session: nox.Session) -> None:
     for command in ("apt-get update", line):
         session.run(*quiet, *command.split(), external=True, silent=True)
     if Path("/run/systemd/system").exists():  # systemd asks nobody, and has started it
-        for package in sorted(missing):
-            stop = [*root, "systemctl", "disable", "--now", package]
+        for package in sorted(missing & SERVICES.keys()):  # never one that was there before
+            stop = [*root, "systemctl", "disable", "--now", SERVICES[package]]
             session.run(*stop, external=True, silent=True, success_codes=[0, 1, 5])
     still = [program for program in SERVERS if _which(program) is None]
     if still:

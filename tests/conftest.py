@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from servers import RedisServer
+from servers import EtcdServer, MemcachedServer, RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -31,5 +31,53 @@ def redis_server(redis_session: RedisServer) -> RedisServer:
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis for this test alone."""
     server = RedisServer(tmp_path).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def etcd_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    server = EtcdServer(tmp_path_factory.mktemp("etcd")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def etcd_server(etcd_session: EtcdServer) -> EtcdServer:
+    """The session's etcd, without keys and leases. A test that kills or freezes one takes `own_etcd`."""
+    etcd_session.ctl("del", "", "--from-key")
+    for lease in etcd_session.leases():
+        etcd_session.ctl("lease", "revoke", lease)
+    return etcd_session
+
+
+@pytest.fixture
+def own_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
+    """An etcd for this test alone."""
+    server = EtcdServer(tmp_path).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def memcached_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemcachedServer]:
+    server = MemcachedServer(tmp_path_factory.mktemp("memcached")).start()
+    server.wait_until_old_enough()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def memcached_server(memcached_session: MemcachedServer) -> MemcachedServer:
+    """The session's memcached, empty. A test that kills or freezes one takes `own_memcached`."""
+    memcached_session.command("flush_all")
+    return memcached_session
+
+
+@pytest.fixture
+def own_memcached(tmp_path: Path) -> Iterator[MemcachedServer]:
+    """A memcached for this test alone."""
+    server = MemcachedServer(tmp_path).start()
+    server.wait_until_old_enough()
     yield server
     server.stop()

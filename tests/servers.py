@@ -123,3 +123,138 @@ class RedisServer(Server):
 
     def keys(self) -> list[str]:
         return sorted(line for line in self.command("KEYS", "*").split("\n") if line)
+
+
+class EtcdServer(Server):
+    """An etcd of one node. `options` are flags of etcd; `--unsafe-no-fsync` spares the machine's disk."""
+
+    name = "etcd"
+
+    def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
+        super().__init__(folder)
+        self.peer_port = free_port()
+        self.options = options
+        self.scheme = scheme
+        self.flags: tuple[str, ...] = ()  # of etcdctl
+
+    def command_line(self) -> list[str]:
+        here, peers = f"{self.scheme}://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.peer_port}"
+        return [
+            program("etcd", "etcd-server"), "--name", "solo", "--data-dir", str(self.folder / "data"),
+            "--listen-client-urls", here, "--advertise-client-urls", here, "--listen-peer-urls", peers,
+            "--initial-advertise-peer-urls", peers, "--initial-cluster", f"solo={peers}", "--unsafe-no-fsync",
+            *self.options,
+        ]  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"etcd://127.0.0.1:{self.port}"
+
+    def answers(self) -> bool:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return self.ctl("endpoint", "health") or True
+        return False
+
+    def ctl_command(self, *words: str) -> list[str]:
+        endpoint = f"{self.scheme}://127.0.0.1:{self.port}"
+        return [program("etcdctl", "etcd-client"), "--endpoints", endpoint, *self.flags, *words]
+
+    def ctl(self, *words: str) -> str:
+        """What etcdctl prints for a command."""
+        environment = {**os.environ, "ETCDCTL_API": "3"}
+        command = self.ctl_command(*words)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=20)
+        return done.stdout.rstrip("\n")
+
+    def keys(self) -> list[str]:
+        return [line for line in self.ctl("get", "", "--from-key", "--keys-only").split("\n") if line]
+
+    def leases(self) -> list[str]:
+        return self.ctl("lease", "list").split("\n")[1:]
+
+    def metrics(self) -> list[str]:
+        from urllib.request import urlopen
+
+        with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as page:
+            return str(page.read(), "utf-8").splitlines()
+
+    def watchers(self) -> int:
+        """How many watches are open."""
+        name = "etcd_debugging_mvcc_watcher_total "
+        return next(int(line.removeprefix(name)) for line in self.metrics() if line.startswith(name))
+
+    def calls(self) -> dict[str, int]:
+        """How many calls of each method it has begun, and messages of streams it has got."""
+        lines = self.metrics()
+        found: dict[str, int] = {}
+        for line in lines:
+            if line.startswith(("grpc_server_started_total{", "grpc_server_msg_received_total{")):
+                labels, _, value = line.rpartition(" ")
+                method = labels.partition('grpc_method="')[2].partition('"')[0]
+                prefix = "" if "started" in line else "message "
+                found[prefix + method] = found.get(prefix + method, 0) + int(float(value))
+        return found
+
+
+class MemcachedServer(Server):
+    """A memcached. `options` are its flags; with `-s` it listens on a socket instead of a port."""
+
+    name = "memcached"
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        super().__init__(folder)
+        self.options = options
+
+    def command_line(self) -> list[str]:
+        user = ["-u", "root"] if os.geteuid() == 0 else []
+        return [
+            program("memcached", "memcached"), *user, "-p", str(self.port), "-l", "127.0.0.1", "-U", "0", *self.options,
+        ]  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"memcached://127.0.0.1:{self.port}"
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self.command("mn"))
+        return False
+
+    def connect(self) -> socket.socket:
+        if "-s" in self.options:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(self.options[self.options.index("-s") + 1])
+            except OSError:
+                sock.close()
+                raise
+            return sock
+        return socket.create_connection(("127.0.0.1", self.port), 5)
+
+    def command(self, text: str, end: str = "\r\n") -> str:
+        """What the server answers to a command, up to and without `end`."""
+        with self.connect() as sock:
+            sock.settimeout(5)
+            sock.sendall(text.encode() + b"\r\n")
+            said = b""
+            while not said.endswith(end.encode()):
+                data = sock.recv(65536)
+                if not data:
+                    break
+                said += data
+        return said.decode().removesuffix(end)
+
+    def stats(self, section: str = "") -> dict[str, str]:
+        lines = self.command(f"stats {section}".rstrip(), "END\r\n").splitlines()
+        return dict(line.split(" ", 2)[1:] for line in lines if line.count(" ") == 2)
+
+    def keys(self) -> list[str]:
+        """The keys of all items that have not expired."""
+        now = int(self.stats()["time"])
+        items = [line.split(" ") for line in self.command("lru_crawler metadump all", "END\r\n").splitlines()]
+        dates = {words[0].removeprefix("key="): int(words[1].removeprefix("exp=")) for words in items}
+        return sorted(key for key, date in dates.items() if not 0 <= date <= now)
+
+    def wait_until_old_enough(self) -> None:
+        """Until locks on it do not have to wait for that; see `SURE_AGE` in the adapter."""
+        wait_until(lambda: int(self.stats()["uptime"]) >= 4, 10, "it is two seconds old")

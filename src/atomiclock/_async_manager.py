@@ -121,7 +121,7 @@ class AsyncLockManager:
     """Locks of one backend, for tasks. The asynchronous `LockManager`: same arguments, same errors.
 
     Connects when first used, and may be used from several event loops, one after another or in threads: each has
-    its own connections. An existing redis.asyncio.Redis client may be given instead of a URL.
+    its own connections. An existing client of redis.asyncio, pymemcache or aetcd may be given instead of a URL.
     """
 
     def __init__(

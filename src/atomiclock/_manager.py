@@ -76,8 +76,8 @@ class LockManager:
     """Locks of one backend, for threads. Connects when first used; safe for threads and after a fork.
 
     `url` is the backend's URL (default: what `configure()` or ATOMICLOCK_URL set, else sqlite://), or an
-    existing redis.Redis client may be given instead, as `url` or as `client`: its settings are used, on
-    connections of our own. The other arguments are the defaults for this manager's locks, as in
+    existing client (of redis-py, pymemcache or python-etcd3) may be given instead, as `url` or as `client`: its
+    settings are used, on connections of our own. The other arguments are the defaults for this manager's locks, as in
     `acquire_lock`, and beat those in the URL. Raises `ConfigurationError`; nothing is sent.
     """
 

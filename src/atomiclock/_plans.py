@@ -112,6 +112,7 @@ def acquire(hold: Hold, timeout: float | None, terms: Terms) -> Plan[None]:
             late = Unknown(f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over")
             yield from _pause(hold, patience, late, sent, "acquire")
             continue
+        hold.waited = hold.waited or not once  # a store with queues has us in one now, whether or not we wait
         hold.in_flight -= 1
         patience.answered()
         if once or not (yield from _wait(hold, answer, begun, deadline, now - sent, patience)):
@@ -130,7 +131,6 @@ def _wait(hold: Hold, busy: Busy, begun: float, deadline: float, latency: float,
         if deadline > now:
             yield Sleep(deadline)
         return False
-    hold.waited = True
     try:
         yield Wait(hold.key, hold.token, begun, until, busy.signals, min(until + terms.each, deadline), hold.notes)
     except Unknown as error:

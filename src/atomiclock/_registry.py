@@ -22,6 +22,10 @@ class Row(NamedTuple):
 
 _REDIS = Row("atomiclock.backends.redis:RedisBackend", "redis", "redis")
 
+_MEMCACHED = Row("atomiclock.backends.memcached:MemcachedBackend", "memcached", "pymemcache")
+
+_ETCD = "atomiclock.backends.etcd:EtcdBackend"
+
 ROWS: dict[str, Row] = {
     "memory": Row("atomiclock.backends.memory:MemoryBackend"),
     "sqlite": Row("atomiclock.backends.sqlite:SQLiteBackend"),
@@ -30,6 +34,11 @@ ROWS: dict[str, Row] = {
     "redis+unix": _REDIS,
     "valkey": _REDIS,
     "valkeys": _REDIS,
+    "memcached": _MEMCACHED,
+    "memcached+unix": _MEMCACHED,
+    "etcd": Row(_ETCD, "etcd", "etcd3"),
+    "etcds": Row(_ETCD, "etcd", "aetcd"),  # the same backend: the clients are looked for in all rows
+    "django": Row("atomiclock.backends.django:DjangoBackend", "django"),
 }
 
 FAKES: dict[str, Row] = {"fake": Row("atomiclock.testing._fake_backend:FakeBackend")}
@@ -60,7 +69,7 @@ def backend_of(client: object, colour: str) -> Backend:
             return backend
     raise ConfigurationError(
         f"no backend takes a {type(client).__module__}.{type(client).__qualname__}: give a URL such as "
-        "'redis://localhost:6379/0', or a redis.Redis client"
+        "'redis://localhost:6379/0', or a client of redis-py, pymemcache, python-etcd3 or aetcd"
     )
 
 

@@ -27,6 +27,8 @@ FENCES = {
     "durable": "grows for ever",
 }
 
+CULLING = "the cache's own `clear()` and culling"
+
 
 def table() -> str:
     """One row for each backend."""
@@ -38,6 +40,9 @@ def table() -> str:
         module, _, backend = path.partition(":")
         traits: Traits = getattr(import_module(module), backend).traits
         urls = " ".join(f"`{name}://`" for name in names)
+        if names == ["django"]:  # its traits are those of each cache; the class has the weakest
+            lines.append(f"| {urls} | as the store behind the cache | as there | as there; {CULLING} |")
+            continue
         lines.append(f"| {urls} | {SCOPES[traits.scope]} | {FENCES[traits.fence]} | {traits.loses} |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Run the Python of one page, from top to bottom, as a reader would: python run_page.py PAGE.md REDIS_URL
+"""Run the Python of one page as a reader would, from top to bottom: run_page.py PAGE.md REDIS_URL [WRITTEN=REAL]...
 
 Blocks marked `python` are executed in one namespace, which has a few names that a reader would have; one with a
 top-level `await` or `async with` runs on an event loop. Blocks marked `pycon` are doctests in the same namespace.
@@ -40,13 +40,15 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def run(page: Path, redis_url: str) -> None:
-    """Run the page's blocks; raises what they raise."""
+def run(page: Path, redis_url: str, *replaced: str) -> None:
+    """Run the page's blocks; raises what they raise. `replaced`: what is written there, "=", and what is meant here."""
     namespace = surroundings()
     text = page.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         line = text[: match.start(2)].count("\n")
         code = match[2].replace(PLACEHOLDER, redis_url)
+        for written, _, real in (pair.partition("=") for pair in replaced):
+            code = code.replace(written, real)
         if match[1] == "pycon":
             examples = doctest.DocTestParser().get_doctest(code, namespace, page.name, str(page), line)
             result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, clear_globs=False)
@@ -62,4 +64,4 @@ def run(page: Path, redis_url: str) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2])
+    run(Path(sys.argv[1]), *sys.argv[2:])

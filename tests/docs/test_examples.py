@@ -11,7 +11,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
-from servers import RedisServer
+from servers import MemcachedServer, RedisServer
 
 import atomiclock
 
@@ -23,11 +23,15 @@ MODULES = sorted(module.name for module in walk_packages(atomiclock.__path__, "a
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_examples_of_a_page_run_from_top_to_bottom(page: Path, redis_server: RedisServer, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run_from_top_to_bottom(
+    page: Path, redis_server: RedisServer, memcached_server: MemcachedServer, tmp_path: Path
+) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ATOMICLOCK")}
     environment |= {"PYTHONPATH": str(ROOT / "src"), "XDG_STATE_HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    elsewhere = [f'("localhost", 11211)=("127.0.0.1", {memcached_server.port})']
+    runner = str(Path(__file__).with_name("run_page.py"))
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(Path(__file__).with_name("run_page.py")), str(page), redis_server.url],
+        [sys.executable, "-W", "error", runner, str(page), redis_server.url, *elsewhere],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from atomiclock import _hold, _manager, _plans, _process, _sync
-from atomiclock.backends import Add, Busy, Granted, _sqlite_io, memory, redis, sqlite
+from atomiclock.backends import Add, Busy, Granted, _meta, _sqlite_io, memcached, memory, redis, sqlite
 from atomiclock.errors import LockLost
 
 MUTANTS: dict[str, Callable[[], None]] = {}
@@ -34,6 +34,14 @@ def blind_delete() -> None:
     redis.REMOVE = redis.Script(_replaced(redis.REMOVE, b"local mine = held == ARGV[1]", b"local mine = held"))
     _patch_sql("DELETE FROM locks WHERE key = ? AND token = ?", "DELETE FROM locks WHERE key = ? OR token = ?")
 
+    def in_memcached(self: Any, ask: Any) -> Any:
+        found = yield _meta.Look(self._key(ask.key))
+        if found is not None:
+            yield _meta.Drop(self._key(ask.key), found.cas, found.life)
+        return found is not None
+
+    memcached.MemcachedBackend.remove = in_memcached  # type: ignore[method-assign]  # that is the mutation
+
 
 @mutant
 def uncompared_extend() -> None:
@@ -53,6 +61,12 @@ def uncompared_extend() -> None:
         "UPDATE locks SET expires = ? WHERE key = ? AND token = ? AND expires > ?",
         "UPDATE locks SET expires = ? WHERE key = ? AND token <> ? AND expires > ?",
     )
+
+    def in_memcached(self: Any, ask: Any) -> Any:
+        found = yield _meta.Look(self._key(ask.key))
+        return found is not None and (yield from self._extended(self._key(ask.key), *found.parts[:1], ask.ttl, None))
+
+    memcached.MemcachedBackend.extend = in_memcached  # type: ignore[method-assign]  # that is the mutation
 
 
 @mutant
@@ -80,7 +94,14 @@ def check_then_set() -> None:
         time.sleep(0.003)
         yield lambda db: db.execute("DELETE FROM locks WHERE key = ?", (ask.key.encode(),))
 
+    def free_in_memcached(self: Any, ask: Add) -> Any:
+        time.sleep(0.003)
+        found = yield _meta.Look(self._key(ask.key))
+        if found is not None:
+            yield _meta.Drop(self._key(ask.key), found.cas, found.life)
+
     for backend, force in (
+        (memcached.MemcachedBackend, free_in_memcached),
         (memory.MemoryBackend, free_in_memory),
         (redis.RedisBackend, free_in_redis),
         (sqlite.SQLiteBackend, free_in_file),
@@ -196,7 +217,7 @@ def lost_reply_is_no() -> None:
 
         return add
 
-    for backend in (memory.MemoryBackend, redis.RedisBackend, sqlite.SQLiteBackend):
+    for backend in (memcached.MemcachedBackend, memory.MemoryBackend, redis.RedisBackend, sqlite.SQLiteBackend):
         backend.add = wrong(backend.add)  # type: ignore[method-assign]  # that is the mutation
 
 

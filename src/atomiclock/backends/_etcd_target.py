@@ -1,0 +1,122 @@
+"""Which cluster: its endpoints, credentials and bounds, from a URL or from another library's client object."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+
+from .._options import seconds_from_text
+from .._url import URL, mask
+from ..errors import ConfigurationError
+
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\[\]:@/\s]+)(:(?P<port>[0-9]{1,5}))?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the cluster is and who we are to it."""
+
+    endpoints: tuple[str, ...]
+    """HOST:PORT, tried in this order."""
+    place: str
+    credentials: Any = field(default=None, repr=False)
+    """grpc's credentials of a TLS channel; `None` for plain text."""
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    """One that somebody else was given, and that we cannot renew."""
+    bound: float = 3.0
+
+
+def target_of_url(url: URL) -> Target:
+    options = url.take(ca=_path, cert=_path, key=_path, io_timeout=_bound)
+    shown = mask(f"{url.scheme}://{url.netloc}")
+    bound = options.pop("io_timeout", 3.0)
+    if url.path.strip("/"):
+        raise ConfigurationError(f"{shown} takes no path: {url.path!r} would be ignored; use namespace= for a prefix")
+    if options and url.scheme != "etcds":
+        raise ConfigurationError(f"{', '.join(options)} need etcds://, not etcd://")
+    if ("cert" in options) != ("key" in options):
+        raise ConfigurationError("cert and key go together: give both files, or none of them")
+    if (url.username is None) != (url.password is None):
+        raise ConfigurationError(f"{shown} has half of user:password@: give both, or none of them")
+    return Target(
+        endpoints=_endpoints(url, shown),
+        place=shown,
+        credentials=_credentials(options) if url.scheme == "etcds" else None,
+        user=url.username,
+        password=url.password,
+        bound=bound,
+    )
+
+
+def _endpoints(url: URL, shown: str) -> tuple[str, ...]:
+    found = []
+    for part in unquote(url.netloc.rpartition("@")[2]).split(","):
+        match = _HOST.fullmatch(part)
+        port = int(match["port"] or 2379) if match else 0
+        if match is None or not 0 < port < 65536:
+            raise ConfigurationError(
+                f"{shown} needs hosts with ports from 1 to 65535, as in {url.scheme}://h1:2379,[::1]:2379"
+            )
+        found.append(f"{match['host']}:{port}")
+    return tuple(found)
+
+
+def _credentials(paths: dict[str, str]) -> Any:
+    files = {key: _read(key, path) for key, path in paths.items()}
+    return grpc.ssl_channel_credentials(files.get("ca"), files.get("key"), files.get("cert"))
+
+
+def _path(_: str, path: str) -> str:
+    return path
+
+
+def _read(key: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{key}={path} cannot be read: {error.strerror}") from error
+
+
+def _bound(key: str, text: str) -> float:
+    seconds = seconds_from_text(key, text)
+    if not 0 < seconds < 3600:
+        raise ConfigurationError(f"{key} is a number of seconds above 0, not {text}")
+    return seconds
+
+
+def target_of_client(client: Any, colour: str) -> Target:
+    """The cluster of a python-etcd3 client, for threads, or of an aetcd client, for tasks."""
+    package = {cls.__module__.partition(".")[0] for cls in type(client).__mro__}
+    wanted = ("etcd3", "an etcd3.client()") if colour == "sync" else ("aetcd", "an aetcd.Client")
+    if wanted[0] not in package:
+        raise ConfigurationError(
+            f"this manager takes {wanted[1]}, not {type(client).__module__}.{type(client).__qualname__}"
+        )
+    return _of_aetcd(client) if colour == "async" else _of_etcd3(client)
+
+
+def _of_etcd3(client: Any) -> Target:
+    points = getattr(client, "endpoints", None)
+    if isinstance(points, dict) and points:
+        endpoints = tuple(point.netloc for point in points.values())
+        credentials = next((point.credentials for point in points.values() if point.secure), None)
+    elif getattr(client, "_url", None) and not getattr(client, "uses_secure_channel", False):
+        endpoints, credentials = (client._url,), None  # etcd3 0.12
+    else:
+        raise ConfigurationError(
+            "this etcd3 client does not tell its certificates: give a URL such as etcds://host:2379"
+        )
+    token = next((value for key, value in client.metadata or () if key == "token"), None)
+    return Target(endpoints, f"etcd3 client of {','.join(endpoints)}", credentials, token=token)
+
+
+def _of_aetcd(client: Any) -> Target:
+    endpoint = f"{client._host}:{client._port}"
+    return Target((endpoint,), f"aetcd client of {endpoint}", user=client._username, password=client._password)

@@ -1,0 +1,230 @@
+"""How connections to memcached are made, by a deadline: for threads by pymemcache, for tasks by asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Generator
+from typing import Any
+
+from pymemcache.client.base import Client
+
+from .._process import clock
+from ..errors import BackendRefused
+from . import Unknown
+from ._memcached_greet import greet
+from ._memcached_reader import Reader
+from ._memcached_target import Target
+from ._meta import Facts
+from ._wire import AsyncDial, AsyncWire, DeadlineSocket, Dial, Nap, Wire
+
+
+class Link(DeadlineSocket):
+    """A deadline socket that is given requests, and says them as the server needs it."""
+
+    reader: Reader
+
+    def sendall(self, data: Any) -> None:
+        said = self.reader.prepare(data)
+        if said:
+            super().sendall(said)
+
+
+class _Sockets:
+    """The socket module that pymemcache is given: every wait on its sockets ends at the deadline."""
+
+    def __init__(self, deadline: float, info: Any) -> None:
+        self._deadline = deadline
+        self._info = info
+        self.made: list[Link] = []
+
+    def getaddrinfo(self, *_: Any) -> Any:
+        return [self._info]
+
+    def socket(self, *args: Any) -> Link:
+        self.made.append(Link(socket.socket(*args), self._deadline))
+        return self.made[-1]
+
+    def close(self) -> None:
+        while self.made:
+            self.made.pop().close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(socket, name)
+
+
+class _TLS:
+    """The TLS context that pymemcache is given."""
+
+    def __init__(self, context: ssl.SSLContext, sockets: _Sockets, deadline: float) -> None:
+        self._context = context
+        self._sockets = sockets
+        self._deadline = deadline
+
+    def wrap_socket(self, link: Link, server_hostname: str) -> Link:
+        plain: Any = link._sock
+        self._sockets.made.append(
+            Link(self._context.wrap_socket(plain, server_hostname=server_hostname), self._deadline)
+        )
+        return self._sockets.made[-1]
+
+
+def dial(target: Target) -> Dial:
+    """Opens connections for threads."""
+
+    def open_wire(deadline: float) -> Wire:
+        sockets: _Sockets | None = None
+        try:
+            sockets = _connect(target, deadline)
+            link = sockets.made[-1]
+            link.reader = Reader()
+            link.reader.facts = _perform(greet(target), link)
+            sockets.made.clear()  # ours now
+            return Wire(link, link.reader)
+        except BackendRefused:
+            raise
+        except (OSError, ValueError) as error:
+            raise explained(error, target.place) from error
+        finally:
+            if sockets is not None:
+                sockets.close()
+
+    return open_wire
+
+
+def _connect(target: Target, deadline: float) -> _Sockets:
+    """The sockets module with one that is connected. Each of the host's addresses is tried, not only the first."""
+    if isinstance(target.server, str):
+        infos: Any = [None]
+    else:
+        infos = socket.getaddrinfo(*target.server, type=socket.SOCK_STREAM)
+    for index, info in enumerate(infos):
+        sockets = _Sockets(deadline, info)
+        client = Client(
+            target.server,
+            connect_timeout=max(0.001, deadline - clock()),
+            no_delay=True,
+            socket_module=sockets,
+            socket_keepalive=target.keepalive,
+            tls_context=target.tls and _TLS(target.tls, sockets, deadline),
+        )
+        try:
+            client._connect()
+            return sockets
+        except BaseException as error:
+            sockets.close()
+            if index == len(infos) - 1 or not isinstance(error, OSError):
+                raise
+    raise OSError("the host has no address")
+
+
+def _perform(questions: Generator[Any, Any, Facts], link: Link) -> Facts:
+    reader, reply = link.reader, None
+    while True:
+        try:
+            request = questions.send(reply)
+        except StopIteration as done:
+            facts: Facts = done.value
+            return facts
+        if isinstance(request, Nap):
+            _check_nap(request, link.deadline)
+            time.sleep(request.until - clock())
+            reply = None
+            continue
+        link.sendall(request)
+        while (found := reader.get(request)) is None:
+            reader.feed(_some(link.recv(65536)))
+        reply = found.value
+
+
+class _Writer:
+    """A stream's writer that is given requests, and says them as the server needs it."""
+
+    def __init__(self, writer: asyncio.StreamWriter, reader: Reader) -> None:
+        self._writer = writer
+        self._reader = reader
+        self.transport = writer.transport
+        self.get_extra_info = writer.get_extra_info
+
+    def write(self, request: Any) -> None:
+        said = self._reader.prepare(request)
+        if said:
+            self._writer.write(said)
+
+
+def async_dial(target: Target) -> AsyncDial:
+    """Opens connections for tasks."""
+
+    async def open_wire(deadline: float) -> AsyncWire:
+        writer: Any = None
+        try:
+            left = max(0.001, deadline - clock())
+            stream, writer = await asyncio.wait_for(_streams(target), left)
+            reader = Reader()
+            ours: Any = _Writer(writer, reader)
+            reader.facts = await asyncio.wait_for(
+                _perform_async(greet(target), stream, ours, reader, deadline), max(0.001, deadline - clock())
+            )
+            writer = None
+            return AsyncWire.of(stream, ours, reader)
+        except BackendRefused:
+            raise
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            raise explained(error, target.place) from error
+        finally:
+            if writer is not None:
+                writer.transport.abort()
+
+    return open_wire
+
+
+async def _streams(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(target.server, str):
+        return await asyncio.open_unix_connection(target.server)
+    return await asyncio.open_connection(*target.server, ssl=target.tls)
+
+
+async def _perform_async(
+    questions: Generator[Any, Any, Facts],
+    stream: asyncio.StreamReader,
+    writer: _Writer,
+    reader: Reader,
+    deadline: float,
+) -> Facts:
+    reply = None
+    while True:
+        try:
+            request = questions.send(reply)
+        except StopIteration as done:
+            facts: Facts = done.value
+            return facts
+        if isinstance(request, Nap):
+            _check_nap(request, deadline)
+            await asyncio.sleep(request.until - clock())
+            reply = None
+            continue
+        writer.write(request)
+        while (found := reader.get(request)) is None:
+            reader.feed(_some(await stream.read(65536)))
+        reply = found.value
+
+
+def _some(data: bytes) -> bytes:
+    if not data:
+        raise ConnectionError("the server closed the connection")
+    return data
+
+
+def _check_nap(nap: Nap, deadline: float) -> None:
+    if nap.until >= deadline:
+        raise TimeoutError("it was started less than two seconds ago: its fences could be those of its last life")
+
+
+def explained(error: Exception, place: str) -> Exception:
+    """What a failure to connect means for the lock."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return BackendRefused(f"{place}: the server's certificate is not trusted: {error.verify_message}")
+    text = str(error) or "timed out"
+    return Unknown(f"{place} is not reachable: {text}", sent=False)

@@ -1,0 +1,303 @@
+"""memcached://, memcached+unix://: one memcached server, 1.4.8 or newer; meta commands from 1.6.10 on.
+
+A lock is the item KEY. Its value is "TOKEN FENCE DATE OWNER": 0 for FENCE while the item is as it was added, and for
+DATE where the server tells the time left itself. The item's version (CAS) is what a release or an extension compares,
+in the server, so each is one round trip. Other software's cache.add(KEY, ...) is respected, and respects ours.
+
+The fence is the server's life, the second in which it was started, times 4194304, plus the version with which the item
+was added: versions are one counter of the server. It grows across a restart, while the server's clock does not go back
+and it was written to less than four million times for each second that it lived.
+
+A version means nothing in another life of the server, where the counter has begun again: it may be another holder's.
+So it is noted with its life, and the connection refuses to send it to another (`OtherLife`); then the token decides.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import _process
+from .._names import digest
+from .._url import URL
+from ..errors import BackendUnavailable, ConfigurationError
+from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
+from ._memcached_dial import async_dial, dial
+from ._memcached_greet import CATCH_UP, SLOW
+from ._memcached_target import Target, of_client, of_url
+from ._meta import Done, Drop, Failure, Found, Gone, Look, Other, Put, Stats, Stored, TooFar
+from ._wire import AsyncWireChannel, Nap, WireChannel
+
+if TYPE_CHECKING:
+    from . import AsyncChannel, Channel, Notes
+
+LIFE = 1 << 22
+"""What one second of the server's life is worth in a fence: below 2**53 until 2038, so it fits a JSON number."""
+LONGEST_OWNER = 200
+"""Bytes of an owner's label that are kept: every lock then is a small item."""
+TRIES = 4
+"""How often a version that changed under our hands is looked up, by a renewal of our own, or before 1.6.24 by a move
+of the item to another place in the server's memory."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+"""Seconds between a waiter's tries; an eighth of the time waited in between."""
+
+# What pymemcache and its like let through as a key: no white space, no zero byte, 250 bytes.
+_KEY = re.compile(rb"[^\0\t\n\v\f\r ]{1,250}")
+_UNSAFE = re.compile(r"[^!-~]")
+
+
+class Place(NamedTuple):
+    """Which version of a lock is ours, and what its value says."""
+
+    life: int
+    cas: int
+    fence: int
+    owner: bytes
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What a memcached says of itself that matters to locks."""
+
+    version: str
+    started: int
+    """When, on its own clock, in seconds since 1970."""
+    uptime: int
+    evicts: bool
+    """Whether it drops items, locks too, when its memory is full; without it, it refuses new locks then."""
+    evictions: int
+    """Items that it has dropped so."""
+    items: int
+    bytes: int
+    bytes_limit: int
+    item_size_limit: int
+    connections: int
+    connections_limit: int
+
+
+class MemcachedBackend:
+    """Locks on one memcached server."""
+
+    traits = Traits(
+        scope="network",
+        fence="clock",
+        waits="poll",
+        survives_restart="no",
+        ttl_step=1.0,
+        longest_ttl=365 * 86400.0,
+        loses="a restart or flush of the server; eviction when its memory is full; a server stopped and continued",
+        late_adds="possible",
+    )
+
+    def __init__(self, target: Target, prefix: bytes = b"", request_bound: float = 3.0) -> None:
+        self.place = target.place
+        self.request_bound = request_bound
+        self._target = target
+        self._prefix = prefix
+
+    @classmethod
+    def from_url(cls, url: URL) -> MemcachedBackend:
+        target, bound = of_url(url)
+        return cls(target, request_bound=bound)
+
+    @classmethod
+    def from_client(cls, client: Any, colour: str) -> MemcachedBackend:  # noqa: ARG003  # pymemcache has no other
+        """For the server of a pymemcache client, with its key prefix and TLS. Tasks get connections of their own."""
+        target, prefix = of_client(client)
+        return cls(target, prefix)
+
+    def _key(self, name: str) -> bytes:
+        """The item's key: the name, if memcached can hold it. Otherwise no other software can mean the same either."""
+        key = self._prefix + name.encode("utf-8", "surrogatepass")
+        if _KEY.fullmatch(key):
+            return key
+        return self._prefix + f"{_UNSAFE.sub('_', name[:64])}~{digest(name)}".encode()
+
+    def add(self, ask: Add) -> Steps[Granted | Busy]:
+        key, token = self._key(ask.key), _token(ask.token)
+        for _ in range(TRIES):
+            reply = yield from self._set(key, token, ask)
+            if isinstance(reply, Place):
+                _note(ask.notes, reply)
+                return Granted(reply.fence)
+            found = reply or _checked((yield Look(key)))
+            if found is None:
+                continue  # gone meanwhile
+            if _token_of(found) != token:
+                parts = found.parts
+                return Busy(found.remaining, parts[3].decode("utf-8", "replace") if parts else None, signals=False)
+            place = yield from self._extended(key, token, ask.ttl, _place(found))
+            if place is not None:  # ours, from an add whose reply was lost
+                _note(ask.notes, place)
+                return Granted(place.fence, repeated=True)
+        raise Unknown("it comes and goes faster than it can be looked at", sent=False)
+
+    def _set(self, key: bytes, token: bytes, ask: Add) -> Steps[Place | Found | None]:
+        """Where our lock is now. If there is something already, that, or `None` if the server did not say what."""
+        owner = ask.owner.encode("utf-8", "replace")
+        if len(owner) > LONGEST_OWNER:
+            owner = owner[:LONGEST_OWNER].decode("utf-8", "ignore").encode()
+        sent = _process.clock()
+        reply = yield Put(key, token, 0, owner, ask.ttl)
+        if type(reply) is Failure and "out of memory" in reply.text:
+            # It looks for memory first, and for a holder not at all.
+            found: Found | None = _checked((yield Look(key)))
+            if found is not None and _token_of(found) != token:
+                return found
+        reply = _checked(reply)
+        place: Place | None = None
+        if type(reply) is Stored:
+            place = Place(reply.life, reply.cas, reply.life * LIFE + reply.cas, owner)
+            if _process.clock() - sent > SLOW:
+                place = yield from self._extended_again(key, token, ask.ttl, place)
+        elif type(reply) is Other:
+            return reply.found
+        if place is None:
+            raise Unknown("it was gone as soon as it was added")
+        return place
+
+    def remove(self, ask: Remove) -> Steps[bool]:
+        key, token = self._key(ask.key), _token(ask.token)
+        place = _noted(ask.notes)
+        for _ in range(TRIES):
+            if place is None:
+                place = yield from self._look(key, token)
+                if place is None:
+                    return False
+            reply = _checked((yield Drop(key, place.cas, place.life)))
+            if type(reply) is Done:
+                return True
+            if type(reply) is Gone:
+                return False
+            place = None
+        raise Unknown("it changes faster than it can be removed")
+
+    def extend(self, ask: Extend) -> Steps[bool]:
+        key, token = self._key(ask.key), _token(ask.token)
+        place = yield from self._extended(key, token, ask.ttl, _noted(ask.notes))
+        _note(ask.notes, place)
+        return place is not None
+
+    def _extended(self, key: bytes, token: bytes, ttl: float, place: Place | None) -> Steps[Place | None]:
+        """The new version, which lives `ttl` seconds from now, if `token` has the key."""
+        sent = _process.clock()
+        place = yield from self._extended_once(key, token, ttl, place)
+        if place is not None and _process.clock() - sent > SLOW:
+            place = yield from self._extended_again(key, token, ttl, place)
+        return place
+
+    def _extended_again(self, key: bytes, token: bytes, ttl: float, place: Place) -> Steps[Place | None]:
+        """Once more after a reply that was slow.
+
+        A memcached that was stopped and continues may act before it looks at its clock, and then drops the item
+        sooner by all the time for which it was stopped (measured, 1.6.18: three times of five).
+        """
+        yield Nap(_process.clock() + CATCH_UP)
+        return (yield from self._extended_once(key, token, ttl, place))
+
+    def _extended_once(self, key: bytes, token: bytes, ttl: float, place: Place | None) -> Steps[Place | None]:
+        for _ in range(TRIES):
+            if place is None:
+                place = yield from self._look(key, token)
+                if place is None:
+                    return None
+            reply = _checked((yield Put(key, token, place.fence, place.owner, ttl, place.cas, place.life)))
+            if type(reply) is Stored:
+                return place._replace(life=reply.life, cas=reply.cas)
+            if type(reply) is Gone:
+                return None
+            place = None
+        raise Unknown("it changes faster than it can be extended")
+
+    def _look(self, key: bytes, token: bytes) -> Steps[Place | None]:
+        """Which version is there now, if `token` has it."""
+        found = _checked((yield Look(key)))
+        return _place(found) if found is not None and _token_of(found) == token else None
+
+    def peek(self, ask: Peek) -> Steps[Holder | None]:
+        found = _checked((yield Look(self._key(ask.key))))
+        if found is None:
+            return None
+        parts, token = found.parts, _token_of(found).decode()
+        if parts is None:
+            return Holder(None, token, None, found.remaining)
+        return Holder(parts[3].decode("utf-8", "replace"), token, _place(found).fence, found.remaining)
+
+    def wait(self, ask: Wait) -> Steps[None]:
+        now = _process.clock()
+        pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, (now - ask.since) / 8))
+        yield Nap(min(ask.until, now + pause * (0.5 + random.random())))
+
+    def facts(self) -> Steps[ServerFacts]:
+        """What the server says of itself, for people who set it up."""
+        said = _checked((yield Stats()))
+        settings = _checked((yield Stats(b"settings")))
+        number = {key: int(text) for key, text in {**settings, **said}.items() if text.isdecimal()}.get
+        return ServerFacts(
+            version=said.get("version", ""),
+            started=number("time", 0) - number("uptime", 0),
+            uptime=number("uptime", 0),
+            evicts=settings.get("evictions") != "off",
+            evictions=number("evictions", 0),
+            items=number("curr_items", 0),
+            bytes=number("bytes", 0),
+            bytes_limit=number("limit_maxbytes", 0),
+            item_size_limit=number("item_size_max", 0),
+            connections=number("curr_connections", 0),
+            connections_limit=number("maxconns", 0),
+        )
+
+    def channel(self) -> Channel:
+        return WireChannel(dial(self._target), _fit, self.place)
+
+    def async_channel(self) -> AsyncChannel:
+        return AsyncWireChannel(async_dial(self._target), _fit, self.place)
+
+
+def _fit(reply: Any) -> bool:
+    """After an error line nobody knows what the server makes of the rest of what it was sent."""
+    return type(reply) is not Failure
+
+
+def _checked(reply: Any) -> Any:
+    """`reply`, unless it is a failure: then raise what it means for the lock."""
+    if type(reply) is Failure:
+        text = f"memcached answered: {reply.text}"
+        if "out of memory" in text:
+            text += "; give it more (-m), or a server of its own for locks"
+        if reply.text.startswith("SERVER_ERROR"):
+            raise Unknown(text)
+        raise BackendUnavailable(text)
+    if type(reply) is TooFar:
+        raise ConfigurationError(str(reply))
+    return reply
+
+
+def _token(token: str) -> bytes:
+    return token.encode("utf-8", "surrogatepass")
+
+
+def _token_of(found: Found) -> bytes:
+    """Whoever has it; other software is told by its whole value, or a digest of that if it is not fit to be shown."""
+    parts = found.parts
+    if parts is not None:
+        return parts[0]
+    text = found.value.decode("utf-8", "replace")
+    fit = found.value == text.encode() and text.isprintable() and len(text) <= 200
+    return (text if fit else "~" + digest(found.value.decode("latin-1"))).encode()
+
+
+def _place(found: Found) -> Place:
+    _, fence, _, owner = found.parts or (b"", 0, 0, b"")
+    return Place(found.life, found.cas, fence or found.life * LIFE + found.cas, owner)
+
+
+def _noted(notes: Notes | None) -> Place | None:
+    return notes.get("place") if notes else None
+
+
+def _note(notes: Notes | None, place: Place | None) -> None:
+    if notes is not None:
+        notes["place"] = place
