@@ -118,7 +118,9 @@ async def _until_loop_end(closers: list[Callable[[], None]]) -> AsyncGenerator[N
             close()
         loop = asyncio.get_running_loop()
         _ends.pop(loop, None)  # these would keep a loop alive that nobody else has any more
-        _keepers.pop(loop, None)
+        keeping = _keepers.pop(loop, None)
+        if keeping is not None:
+            await keeping.stop()
         await asyncio.sleep(0)  # a turn of the loop for the transports to let go of their sockets
 
 
@@ -133,6 +135,7 @@ class KeeperTask:
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
         self._plan = keep(self.book, lambda hold: hold.io.terms, _process.clock)
         self._next: tuple[Any, Any] = (self._plan.send, None)
 
@@ -151,7 +154,18 @@ class KeeperTask:
     def discard(self, hold: Hold) -> None:
         self.book.discard(hold)
 
+    async def stop(self) -> None:
+        """The loop is about to end: leave no task that it would never run to its end."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=1.0)
+
     def _arm(self, at: float) -> None:
+        if self._stopped:
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(min(max(at - _process.clock(), 0.0), 86400.0), self._start)

@@ -21,6 +21,8 @@ Clock = Callable[[], float]
 
 LONGEST_WAIT = 5.0
 """Seconds after which a waiter asks again although nobody woke it: a lost wake-up costs no more than this."""
+AT_ONCE = 5
+"""How often to ask again at once in one call, where that is promising."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 """Seconds between tries at a store that does not answer; doubled from one try to the next."""
 
@@ -60,7 +62,7 @@ class Patience:
         self.end = end
         self.since: float | None = None
         self.pause = FIRST_PAUSE
-        self.stale_used = False
+        self.at_once = 0
 
     def answered(self) -> None:
         self.since = None
@@ -69,10 +71,12 @@ class Patience:
     def after(self, error: Unknown, asked: float) -> float | None:
         """When to try again, or `None` to give up."""
         now = self.terms.clock()
-        if not error.fresh and not self.stale_used:
+        if not error.fresh and self.at_once < AT_ONCE:
             # A pooled connection that the server closed meanwhile says nothing about the server.
-            self.stale_used = True
+            self.at_once += 1
             return now
+        if error.alive:
+            self.since = None
         self.since = asked if self.since is None else self.since
         give_up = min(self.end, self.since + self.terms.bound)
         again = now + self.pause * (0.5 + self.terms.random() / 2)
@@ -90,6 +94,7 @@ def acquire(hold: Hold, timeout: float | None, terms: Terms) -> Plan[None]:
     once = timeout == 0
     deadline = math.inf if timeout is None else begun + timeout
     patience = Patience(terms, begun if once else deadline)
+    held: Busy | None = None  # what the store answered to the ask before
     while True:
         sent = terms.clock()
         hold.sending(sent)
@@ -100,6 +105,9 @@ def acquire(hold: Hold, timeout: float | None, terms: Terms) -> Plan[None]:
         except Unknown as error:
             if not error.sent:
                 hold.in_flight -= 1
+            if held is not None and terms.clock() >= deadline:  # there was no time for more
+                raise _timed_out(hold, held, terms.clock() - begun) from error
+            held = None
             yield from _pause(hold, patience, error, sent, "acquire")
             continue
         except ConfigurationError:  # the store is sure that it did nothing
@@ -114,6 +122,7 @@ def acquire(hold: Hold, timeout: float | None, terms: Terms) -> Plan[None]:
             continue
         hold.waited = hold.waited or not once  # a store with queues has us in one now, whether or not we wait
         hold.in_flight -= 1
+        held = answer
         patience.answered()
         if once or not (yield from _wait(hold, answer, begun, deadline, now - sent, patience)):
             raise _timed_out(hold, answer, terms.clock() - begun)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from servers import EtcdServer, free_port, wait_until
 
-from atomiclock import BackendUnavailable, LockError, LockManager
+from atomiclock import BackendUnavailable, LockError, LockManager, LockTimeout
 from atomiclock.testing._facade import Colour, Interrupted, Locks, interrupt_main_thread, open_locks
 
 SLACK = 2.0
@@ -241,7 +241,7 @@ def test_interrupts_at_any_time_leave_nothing_and_harm_no_later_call(etcd_server
     """Signals in the main thread, in the middle of acquire, wait and release."""
 
     pick = random.Random(7)
-    with LockManager(etcd_server.url) as locks, LockManager(etcd_server.url) as another:
+    with LockManager(etcd_server.url, ttl=4) as locks, LockManager(etcd_server.url) as another:
         hits = 0
         for number in range(80):
             held = another.acquire("x") if number % 4 == 0 else None
@@ -264,7 +264,8 @@ def test_interrupts_at_any_time_leave_nothing_and_harm_no_later_call(etcd_server
                 pass
         assert hits > 40
     wait_until(lambda: not etcd_server.keys(), 5, what="no key is left")
-    wait_until(lambda: not etcd_server.leases(), 5, what="no lease is left")
+    # A grant that arrives after its lease was revoked leaves one without a key, until the ttl is over.
+    wait_until(lambda: not etcd_server.leases(), 10, what="no lease is left")
 
 
 def test_a_connection_that_dies_with_threads_in_it(own_etcd: EtcdServer) -> None:
@@ -293,3 +294,18 @@ def test_a_connection_that_dies_with_threads_in_it(own_etcd: EtcdServer) -> None
             thread.join(15)
         assert errors == []
     wait_until(lambda: not own_etcd.keys() and not own_etcd.leases(), what="nothing is left")
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_first_endpoint_that_is_down_costs_a_try_nothing_but_time(etcd_server: EtcdServer, silent: bool) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        if silent:
+            sock.listen(1)
+        url = f"etcd://127.0.0.1:{sock.getsockname()[1]},127.0.0.1:{etcd_server.port}"
+        with LockManager(url) as locks, LockManager(url) as others:
+            lease = locks.try_acquire("x")
+            assert lease is not None
+            with pytest.raises(LockTimeout):
+                others.acquire("x", timeout=1.0)
+            lease.release()

@@ -284,3 +284,15 @@ def test_the_book_stays_small_however_many_leases_pass_through() -> None:
         book.add(hold)
         book.discard(hold)
     assert len(book._dues) + len(book._ends) < 100
+
+
+def test_what_was_held_and_is_asked_for_too_late_is_a_timeout_and_not_an_outage() -> None:
+    script = Script((0.01, Busy(60.0)), (0.5, None), (0.5, lost()))
+    with pytest.raises(LockTimeout):
+        script.run(acquire(script.hold(), 1.0, script.terms))
+
+
+def test_a_store_that_will_answer_before_long_is_waited_for() -> None:
+    young = Unknown("young", sent=False, alive=True)
+    script = Script(*[(1.0, young)] * 6, (0.01, Granted(1)))
+    script.run(acquire(script.hold(), 20.0, script.terms))

@@ -151,13 +151,15 @@ class Unknown(Exception):
     """The store gave no usable answer within the deadline.
 
     `sent`: the request may have reached the store, now or later. `fresh`: it went over a new connection, so
-    to try again at once is not promising. The message is for people and has no secrets.
+    to try again at once is not promising. `alive`: the store is there and will answer before long, so who has
+    time waits for it. The message is for people and has no secrets.
     """
 
-    def __init__(self, message: str, *, sent: bool = True, fresh: bool = True) -> None:
+    def __init__(self, message: str, *, sent: bool = True, fresh: bool = True, alive: bool = False) -> None:
         super().__init__(message)
         self.sent = sent
         self.fresh = fresh
+        self.alive = alive
 
 
 class Channel(Protocol):

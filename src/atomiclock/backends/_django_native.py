@@ -87,7 +87,7 @@ def of_memcached(cache: Any, place: str, bound: float) -> Adapter:
     where = server if isinstance(server, str) else "{}:{}".format(*server)
     ours = {} if libmemcached else options
     target = Target(server, f"{place} at memcached {where}", tls=ours.get("tls_context"))
-    return MemcachedBackend(target, ours.get("key_prefix", b""), bound)
+    return MemcachedBackend(target, _bytes(ours.get("key_prefix", b"")), bound)
 
 
 def _check_pylibmc(options: dict[str, Any], place: str) -> None:
@@ -114,6 +114,10 @@ def _server(spec: Any, place: str) -> tuple[str, int] | str:
     if found is None:
         raise ConfigurationError(f"{place}: LOCATION {text!r} is no host:port, and no unix:/path")
     return found[1].strip("[]"), int(found[2] or 11211)
+
+
+def _bytes(prefix: Any) -> bytes:
+    return prefix.encode() if isinstance(prefix, str) else bytes(prefix)
 
 
 class WholeNumbers:

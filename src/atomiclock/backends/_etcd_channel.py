@@ -57,6 +57,7 @@ class Session:
         self._mailbox = mailbox  # makes one, for whoever waits here
         self._mutex = threading.RLock()
         self._at = 0
+        self._missed = 0  # endpoints that were left since the last answer
         self._link: Link | None = None
         self._token: bytes | None = target.token.encode() if target.token else None
 
@@ -82,8 +83,9 @@ class Session:
             if link.silent_since is None:
                 link.silent_since = sent
             try:
-                data = yield Unary(link, call, metadata, deadline)
+                data = yield Unary(link, call, metadata, self._share(link, sent, deadline))
                 link.heard()
+                self._missed = 0
                 return decode(data)
             except grpc.RpcError as error:
                 if again or not stale_token(error) or self._target.password is None:
@@ -96,6 +98,11 @@ class Session:
                 raise Unknown(f"{self._target.place}: not the answer of an etcd: {error}") from error
         raise AssertionError("not reached")
 
+    def _share(self, link: Link, now: float, deadline: float) -> float:
+        """Until when an endpoint that has not answered yet may take, so that time is left for the others."""
+        others = len(self._target.endpoints) - 1 - self._missed
+        return deadline if link.proven or others <= 0 else now + (deadline - now) / (others + 1)
+
     def _failed(self, link: Link, error: Any) -> Exchange:
         """What `error` means: a fact, or an exception."""
         if is_fact(error):
@@ -103,14 +110,18 @@ class Session:
             return Fault(error.details())
         fresh, open_before = not link.proven, link.open
         problem = explain(error, self._target, link.endpoint)
+        others = self._missed < len(self._target.endpoints) - 1
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             # One request with little time says nothing; nothing heard for a while does.
             silent = link.silent_since is not None and _process.clock() - link.silent_since
-            if silent and silent >= self._target.bound / 4:
+            if (silent and silent >= self._target.bound / 4) or (fresh and others):
                 yield from self._leave(link)
+                if isinstance(problem, Unknown) and fresh and others:
+                    problem.fresh = False  # there is another endpoint to ask at once
         elif isinstance(problem, Unknown):
             yield from self._leave(link)
-            problem.fresh = fresh and open_before  # closed by a fork, or by another thread: ask again at once
+            # Closed by a fork, or by another thread, or there is another endpoint: ask again at once.
+            problem.fresh = fresh and open_before and not others
         else:
             link.heard()
         raise problem from error
@@ -135,6 +146,7 @@ class Session:
             if self._link is link:
                 self._link = None
                 self._at = (self._at + 1) % len(self._target.endpoints)
+                self._missed += 1
         yield Do(link.close)
 
     def close(self) -> None:

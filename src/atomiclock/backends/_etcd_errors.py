@@ -36,7 +36,9 @@ def stale_token(error: Any) -> bool:
 def cannot_connect(error: Any) -> bool:
     """Whether it is certain that nothing was sent."""
     text = details_of(error)
-    return "failed to connect to all addresses" in text or "DNS resolution failed" in text
+    return any(
+        words in text for words in ("failed to connect to all addresses", "DNS resolution failed", "errors resolving")
+    )
 
 
 def explain(error: Any, target: Target, endpoint: str) -> Exception:

@@ -219,7 +219,8 @@ def _some(data: bytes) -> bytes:
 
 def _check_nap(nap: Nap, deadline: float) -> None:
     if nap.until >= deadline:
-        raise TimeoutError("it was started less than two seconds ago: its fences could be those of its last life")
+        text = "memcached was started less than two seconds ago: its fences could still be those of its last life"
+        raise Unknown(text, sent=False, alive=True)
 
 
 def explained(error: Exception, place: str) -> Exception:

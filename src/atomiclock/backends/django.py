@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 
+from .._names import digest
 from .._options import seconds_from_text
 from .._url import URL, mask
 from ..errors import ConfigurationError
@@ -53,6 +54,8 @@ class DjangoBackend:
     def __init__(self, inner: Adapter, cache: Any, version: int | None) -> None:
         self.traits = replace(inner.traits, loses=f"{inner.traits.loses}; `cache.clear()`, `cache.delete()`")
         self.request_bound = inner.request_bound
+        self.wait_adds = getattr(inner, "wait_adds", False)
+        self.pipelines = getattr(inner, "pipelines", False)
         self.place = inner.place
         self._inner = inner
         self._cache = cache
@@ -64,8 +67,8 @@ class DjangoBackend:
         if url.password or url.path.strip("/"):
             raise ConfigurationError("django:// takes the alias of a cache and nothing more: django://ALIAS")
         alias = unquote(url.netloc) or "default"  # not url.host, which is in lower case
-        cache = _cache(alias)
         try:
+            cache = _cache(alias)
             inner = _adapter(cache)(cache, f"django://{alias}", options.get("io_timeout", 3.0))
         except ImportError as error:
             extra = DRIVERS.get((error.name or "").partition(".")[0])
@@ -78,6 +81,10 @@ class DjangoBackend:
         made = self._cache.make_key(key, self._version)
         if not isinstance(made, str):
             raise ConfigurationError(f"{self.place}: its KEY_FUNCTION gives {type(made).__name__}, not str")
+        try:
+            made.encode()
+        except UnicodeEncodeError:  # a lone surrogate, which some caches cannot store, nor any other software mean
+            made = f"{made.encode('ascii', 'replace').decode()[:64]}~{digest(made)}"
         return str(made)
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
@@ -92,7 +99,7 @@ class DjangoBackend:
     def peek(self, ask: Peek) -> Steps[Holder | None]:
         return self._inner.peek(ask._replace(key=self._key(ask.key)))
 
-    def wait(self, ask: Wait) -> Steps[None]:
+    def wait(self, ask: Wait) -> Steps[Granted | Busy | None]:
         return self._inner.wait(ask._replace(key=self._key(ask.key)))
 
     def channel(self) -> Channel:
@@ -118,7 +125,7 @@ def _cache(alias: str) -> Any:
         raise ConfigurationError(f"{place}: CACHES has no {alias!r}; it has {', '.join(configured)}")
     try:
         return caches.create_connection(alias)
-    except (ImproperlyConfigured, ImportError, TypeError, ValueError) as error:
+    except (ImproperlyConfigured, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{place}: Django cannot make this cache: {mask(str(error))}") from error
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 LIFE = 1 << 22
 """What one second of the server's life is worth in a fence: below 2**53 until 2038, so it fits a JSON number."""
+LONGEST_KEY = 250
+"""Bytes that memcached takes for a key."""
 LONGEST_OWNER = 200
 """Bytes of an owner's label that are kept: every lock then is a small item."""
 TRIES = 4
@@ -113,7 +115,10 @@ class MemcachedBackend:
         key = self._prefix + name.encode("utf-8", "surrogatepass")
         if _KEY.fullmatch(key):
             return key
-        return self._prefix + f"{_UNSAFE.sub('_', name[:64])}~{digest(name)}".encode()
+        room = LONGEST_KEY - len(self._prefix) - 33
+        if room < 0:
+            raise ConfigurationError(f"{self.place}: the client's key_prefix leaves no room for a key of a lock")
+        return self._prefix + f"{_UNSAFE.sub('_', name[: min(64, room)])}~{digest(name)}".encode()
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
         key, token = self._key(ask.key), _token(ask.token)
