@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import sqlite3
@@ -15,7 +16,9 @@ import pytest
 from colours import Face
 from test_processes import SOURCE, child, count_up, line_of
 
-from atomiclock import BackendUnavailable, ConfigurationError, LockLost, LockManager
+from atomiclock import BackendUnavailable, ConfigurationError, LockLost, LockManager, _process
+from atomiclock.backends import _sqlite_io
+from atomiclock.backends._identity import identity
 from atomiclock.backends._sqlite_file import NETWORK, file_system, prepare
 from atomiclock.errors import BackendRefused
 
@@ -266,3 +269,28 @@ def test_writer_that_never_ends_makes_the_file_unavailable_within_the_timeout(fa
     blocker.execute("ROLLBACK")
     blocker.close()
     locks.acquire("x", timeout=2).release()
+
+
+def test_a_task_that_is_woken_in_the_moment_it_looks_around_has_been_woken(tmp_path: Path) -> None:
+    """Once the wake-up was taken for the alarm that comes ten times a second, and was lost."""
+
+    async def main() -> float:
+        channel = _sqlite_io.AsyncFileChannel(str(tmp_path / "locks.db"), False)
+        mailbox: list[tuple[int, bytes]] = []
+
+        def register(_: object, port: int, cookie: bytes) -> object:
+            mailbox.append((port, cookie))
+            return identity()  # somebody who lives
+
+        now = _process.clock()
+        waiting = asyncio.create_task(channel.call(_sqlite_io.Listening(register, now + 5), now + 9))
+        while not mailbox:  # noqa: ASYNC110  # the callback runs inside a transaction, where no event belongs
+            await asyncio.sleep(0.01)
+        assert _sqlite_io.ring(*mailbox[0])
+        time.sleep(2 * _sqlite_io.GLANCE)  # noqa: ASYNC251  # so that both are there when the loop goes on
+        rung = time.monotonic()
+        await waiting
+        channel.close()
+        return time.monotonic() - rung
+
+    assert asyncio.run(main()) < 2

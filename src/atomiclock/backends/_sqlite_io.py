@@ -230,14 +230,21 @@ class AsyncFileChannel:
             return
         with mailbox:
             rung = asyncio.Event()
-            loop.add_reader(mailbox.sock, lambda: rung.set() if mailbox.rung() else None)
+            heard: list[bool] = []  # told apart from the alarm, which may come in the same moment
+
+            def hear() -> None:
+                if mailbox.rung():
+                    heard.append(True)
+                    rung.set()
+
+            loop.add_reader(mailbox.sock, hear)
             try:
                 watched = await self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
                 while watched is not None and (left := ask.until - _process.clock()) > 0:
                     alarm = loop.call_later(min(left, GLANCE), rung.set)
                     await rung.wait()
                     alarm.cancel()
-                    if alarm.when() > loop.time() or is_dead(watched):
+                    if heard or is_dead(watched):
                         return
                     rung.clear()
             finally:
