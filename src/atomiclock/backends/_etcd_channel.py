@@ -172,6 +172,7 @@ class Session:
                 self._token = b""  # whoever may do without a password may also give one, as with etcdctl
                 return
             yield from self._failed(link, error)
+            raise
         self._token = text(decode(reply), 2)
 
     # Streams

@@ -101,18 +101,19 @@ def _connect(target: Target, deadline: float) -> _Sockets:
     else:
         infos = socket.getaddrinfo(*target.server, type=socket.SOCK_STREAM)
     for index, info in enumerate(infos):
-        sockets = _Sockets(deadline, info)
+        sockets: Any = _Sockets(deadline, info)  # for the client, the socket module
+        tls: Any = target.tls and _TLS(target.tls, sockets, deadline)
         client = Client(
             target.server,
             connect_timeout=max(0.001, deadline - clock()),
             no_delay=True,
             socket_module=sockets,
             socket_keepalive=target.keepalive,
-            tls_context=target.tls and _TLS(target.tls, sockets, deadline),
+            tls_context=tls,
         )
         try:
             client._connect()
-            return sockets
+            return sockets  # type: ignore[no-any-return]  # as it was made
         except BaseException as error:
             sockets.close()
             if index == len(infos) - 1 or not isinstance(error, OSError):
