@@ -296,6 +296,16 @@ def test_a_connection_that_dies_with_threads_in_it(own_etcd: EtcdServer) -> None
     wait_until(lambda: not own_etcd.keys() and not own_etcd.leases(), what="nothing is left")
 
 
+def test_a_first_endpoint_that_is_something_else_does_not_keep_us_from_the_second(etcd_server: EtcdServer) -> None:
+    with web() as port:
+        with LockManager(f"etcd://127.0.0.1:{port},127.0.0.1:{etcd_server.port}") as locks:
+            lease = locks.try_acquire("x")
+            assert lease is not None
+            lease.release()
+        with LockManager(f"etcd://127.0.0.1:{port},localhost:{port}") as locks, pytest.raises(BackendUnavailable):
+            locks.try_acquire("x")
+
+
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_first_endpoint_that_is_down_costs_a_try_nothing_but_time(etcd_server: EtcdServer, silent: bool) -> None:
     with socket.socket() as sock:

@@ -122,6 +122,9 @@ class Session:
             yield from self._leave(link)
             # Closed by a fork, or by another thread, or there is another endpoint: ask again at once.
             problem.fresh = fresh and open_before and not others
+        elif fresh and others and isinstance(problem, BackendRefused):  # perhaps another one serves us
+            yield from self._leave(link)
+            problem = Unknown(str(problem), sent=False, fresh=False)
         else:
             link.heard()
         raise problem from error
