@@ -130,6 +130,8 @@ class WaitingLaws(Laws):
             time.sleep(0.05)
             waiter = Waiter(threads, another, name)
             trouble.once("after", "wait", Interrupt())
+            if traits.waits == "poll":  # its waits end by themselves, and the next ask may be an add
+                eventually(lambda: trouble.struck, what="it is interrupted")
             released = time.monotonic()
             lease.release()
         assert waiter.got - released < soon(traits) + SLACK
