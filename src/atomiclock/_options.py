@@ -151,6 +151,14 @@ def seconds_from_text(key: str, text: str) -> float:
         raise ConfigurationError(f"{key}={text} in the URL is not a number of seconds") from None
 
 
+def bound_from_text(key: str, text: str) -> float:
+    """The seconds that a backend may take for a call, as a URL says them."""
+    seconds = seconds_from_text(key, text)
+    if not 0 < seconds < 3600:
+        raise ConfigurationError(f"{key} is a number of seconds above 0, not {text}")
+    return seconds
+
+
 def flag_from_text(key: str, text: str) -> bool:
     """The truth value that a URL's `key=text` says."""
     value = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

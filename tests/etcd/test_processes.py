@@ -239,7 +239,6 @@ GEVENT = """
 
 
 def test_under_gevent_the_other_greenlets_go_on(etcd_server: EtcdServer) -> None:
-    pytest.importorskip("gevent", reason="gevent is a test dependency where it has wheels")
     done = run_python(GEVENT, etcd_server.url, seconds=60)
     assert done.stdout == "True True\n", done.stdout + done.stderr
     assert etcd_server.keys() == []

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import grpc
 
-from .._options import seconds_from_text
+from .._options import bound_from_text
 from .._url import URL, mask
 from ..errors import ConfigurationError
 
@@ -34,7 +34,7 @@ class Target:
 
 
 def target_of_url(url: URL) -> Target:
-    options = url.take(ca=_path, cert=_path, key=_path, io_timeout=_bound)
+    options = url.take(ca=_path, cert=_path, key=_path, io_timeout=bound_from_text)
     shown = mask(f"{url.scheme}://{url.netloc}")
     bound = options.pop("io_timeout", 3.0)
     if url.path.strip("/"):
@@ -82,13 +82,6 @@ def _read(key: str, path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{key}={path} cannot be read: {error.strerror}") from error
-
-
-def _bound(key: str, text: str) -> float:
-    seconds = seconds_from_text(key, text)
-    if not 0 < seconds < 3600:
-        raise ConfigurationError(f"{key} is a number of seconds above 0, not {text}")
-    return seconds
 
 
 def target_of_client(client: Any, colour: str) -> Target:

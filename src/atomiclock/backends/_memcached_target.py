@@ -10,7 +10,7 @@ from pymemcache.client.base import Client, PooledClient
 from pymemcache.client.hash import HashClient
 from pymemcache.client.retrying import RetryingClient
 
-from .._options import seconds_from_text
+from .._options import bound_from_text
 from .._url import URL
 from ..errors import ConfigurationError
 
@@ -36,7 +36,7 @@ class Target:
 
 def of_url(url: URL) -> tuple[Target, float]:
     """The server that `url` means, and the bound of requests to it."""
-    options = url.take(io_timeout=_bound, protocol=_protocol)
+    options = url.take(io_timeout=bound_from_text, protocol=_protocol)
     bound, classic = options.get("io_timeout", 3.0), options.get("protocol") == "classic"
     if url.scheme == "memcached+unix":
         if url.host or not url.path.strip("/"):
@@ -76,13 +76,6 @@ def of_client(client: Any) -> tuple[Target, bytes]:
     where = server if isinstance(server, str) else f"{server[0]}:{server[1]}"
     place = f"memcached client of {where}"
     return Target(server, place, tls=client.tls_context, keepalive=client.socket_keepalive), client.key_prefix
-
-
-def _bound(key: str, text: str) -> float:
-    seconds = seconds_from_text(key, text)
-    if not 0 < seconds < 3600:
-        raise ConfigurationError(f"{key} is a number of seconds above 0, not {text}")
-    return seconds
 
 
 def _protocol(key: str, text: str) -> str:

@@ -18,7 +18,7 @@ from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 
 from .._names import digest
-from .._options import seconds_from_text
+from .._options import bound_from_text
 from .._url import URL, mask
 from ..errors import ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Wait
@@ -63,7 +63,7 @@ class DjangoBackend:
 
     @classmethod
     def from_url(cls, url: URL) -> DjangoBackend:
-        options = url.take(version=_version, io_timeout=_bound)
+        options = url.take(version=_version, io_timeout=bound_from_text)
         if url.password or url.path.strip("/"):
             raise ConfigurationError("django:// takes the alias of a cache and nothing more: django://ALIAS")
         alias = unquote(url.netloc) or "default"  # not url.host, which is in lower case
@@ -161,10 +161,3 @@ def _version(key: str, text: str) -> int:
     if not text.isdecimal() or not text.isascii():
         raise ConfigurationError(f"{key} is a whole number, not {text!r}")
     return int(text)
-
-
-def _bound(key: str, text: str) -> float:
-    seconds = seconds_from_text(key, text)
-    if not 0 < seconds < 3600:
-        raise ConfigurationError(f"{key} is a number of seconds above 0, not {text}")
-    return seconds

@@ -25,7 +25,7 @@ import redis
 import redis.asyncio
 
 from .. import _process
-from .._options import seconds_from_text
+from .._options import bound_from_text
 from .._url import URL, mask
 from ..errors import ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
@@ -156,7 +156,9 @@ class RedisBackend:
 
     @classmethod
     def from_url(cls, url: URL) -> RedisBackend:
-        options = url.take(db=_database, io_timeout=_bound, ssl_ca_certs=_text, ssl_certfile=_text, ssl_keyfile=_text)
+        options = url.take(
+            db=_database, io_timeout=bound_from_text, ssl_ca_certs=_text, ssl_certfile=_text, ssl_keyfile=_text
+        )
         if url.host is None and url.scheme != "redis+unix":
             raise ConfigurationError(f"{url.scheme}:// needs a host, as in {url.scheme}://localhost:6379/0")
         if url.port == 0:
@@ -272,10 +274,3 @@ def _database(_: str, text: str) -> int:
     if not text.isdecimal() or not text.isascii():
         raise ConfigurationError(f"the database in redis://host/{text} is not a number: write redis://host:6379/0")
     return int(text)
-
-
-def _bound(key: str, text: str) -> float:
-    seconds = seconds_from_text(key, text)
-    if not 0 < seconds < 3600:
-        raise ConfigurationError(f"{key} is a number of seconds above 0, not {text}")
-    return seconds
