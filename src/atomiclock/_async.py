@@ -9,14 +9,17 @@ import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import nullcontext
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from . import _process
 from ._hold import Hold
-from ._keep import Book, Dropped, Idle, On, Tell, keep
+from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
 from ._lease import warn_dropped, warn_lost
-from ._plans import Plan, Sleep, Terms, ended
-from .backends import VERBS, AsyncChannel, Backend, Unknown
+from ._line import LOOK_AGAIN, Lines, must_watch
+from ._loops import ByLoop
+from ._plans import Plan, Sleep, Terms, ended, timed_out
+from .backends import AsyncChannel, Backend, Unknown, verbs_of
+from .errors import LockError
 
 T = TypeVar("T")
 log = logging.getLogger("atomiclock")
@@ -31,7 +34,9 @@ class AsyncStore:
     def __init__(self, backend: Backend, terms: Terms) -> None:
         self.backend = backend
         self.terms = terms
-        self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel] = WeakKeyDictionary()
+        self._verbs: dict[type, Any] = {}
+        self._channels: ByLoop[AsyncChannel] = ByLoop()
+        self._lines: ByLoop[Lines] = ByLoop()
         _stores.add(self)
 
     async def run(self, plan: Plan[T]) -> T:
@@ -53,8 +58,9 @@ class AsyncStore:
         """The answer to `ask`, or `Unknown`."""
         if type(ask) is Sleep:
             return await asyncio.sleep(max(0.0, ask.until - _process.clock()))
-        call, deadline = (await self._channel()).call, ask.deadline
-        steps = getattr(self.backend, VERBS[type(ask)])(ask)
+        channel = self._channels.get() or await self._open()
+        call, deadline = channel.call, ask.deadline
+        steps = self._verbs[type(ask)](ask)
         request, value = None, None
         while True:
             try:
@@ -63,36 +69,92 @@ class AsyncStore:
                 return done.value
             value = await call(request, deadline)
 
-    async def _channel(self) -> AsyncChannel:
-        loop = asyncio.get_running_loop()
-        channel = self._channels.get(loop)
-        if channel is None:
-            _forget_closed(self._channels)
-            channel = self._channels[loop] = self.backend.async_channel()
-            await at_loop_end(channel.close)
+    async def _open(self) -> AsyncChannel:
+        self._verbs = verbs_of(self.backend)
+        channel = self._channels.put(self.backend.async_channel())
+        await at_loop_end(channel.close)
         return channel
+
+    async def perform_all(self, asks: list[Any]) -> list[Any]:
+        """The answer to each of `asks`, or `Unknown`, in one round trip. All have the same deadline."""
+        channel: Any = self._channels.get() or await self._open()
+        steps = [self._verbs[type(ask)](ask) for ask in asks]
+        replies = await channel.call_all([next(each) for each in steps], asks[0].deadline)
+        return [await _rest(channel, *pair, asks[0].deadline) for pair in zip(steps, replies, strict=True)]
+
+    @property
+    def lines(self) -> Lines:
+        """Where the tasks of the running loop wait for each other."""
+        return self._lines.get() or self._lines.put(Lines(nullcontext(), _process.clock))
+
+    async def stand(self, hold: Hold, begun: float, timeout: float | None) -> bool:
+        """Wait in this loop's line for the lock, until we are in front, or it was passed on to us.
+
+        False if there was no line. Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
+        """
+        lines = self.lines
+        ticket = lines.enter(hold, TaskGate)
+        if ticket is None:
+            return False
+        if (front := lines.front(hold.key)) is not None and must_watch(front, keeper().book):
+            keeper().add(front)
+        deadline = math.inf if timeout is None else begun + timeout
+        while not lines.served(ticket, _process.clock() - begun):
+            left = deadline - _process.clock()
+            if left <= 0:
+                raise timed_out(hold, lines.owner(hold.key), _process.clock() - begun)
+            await ticket.gate.wait(min(left, LOOK_AGAIN))
+        return True
 
     def close(self) -> None:
         """Close what is open on the running loop; a later ask opens it again."""
-        channel = self._channels.get(asyncio.get_running_loop())
+        channel = self._channels.get()
         if channel is not None:
             channel.close()
 
     def leave_to_parent(self) -> None:
         """In a forked child: to close these, even by finalizing them, would deafen the parent's event loop."""
-        _process.keep_for_ever(list(self._channels.values()))
-        self._channels = WeakKeyDictionary()
+        _process.keep_for_ever(self._channels.values())
+        self._channels.clear()
+        self._lines.clear()
 
 
-_ends: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[AsyncGenerator[None, None], list[Callable[[], None]]]]
-_ends = WeakKeyDictionary()
+async def _rest(channel: AsyncChannel, steps: Any, reply: Any, deadline: float) -> Any:
+    try:
+        while True:
+            reply = await channel.call(steps.send(reply), deadline)
+    except StopIteration as done:
+        return done.value
+    except LockError as error:
+        return Unknown(str(error))
+    except Unknown as error:
+        return error
 
 
-def _forget_closed(by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Any]) -> None:
-    """Drop what belongs to loops that were closed without telling their generators: its values keep them alive."""
-    for loop in list(by_loop):
-        if loop.is_closed():
-            by_loop.pop(loop, None)
+class TaskGate:
+    """Where one task waits to be let through."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future = self._loop.create_future()
+
+    def open(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, seconds: float) -> None:
+        """Return when it was opened since the last wait, after `seconds` at the latest."""
+        alarm = self._loop.call_later(seconds, self.open)
+        try:
+            await self._future
+        finally:
+            alarm.cancel()
+        self._future = self._loop.create_future()
+
+
+_ends: ByLoop[tuple[AsyncGenerator[None, None], list[Callable[[], None]]]] = ByLoop()
 
 
 async def at_loop_end(close: Callable[[], None]) -> None:
@@ -100,14 +162,13 @@ async def at_loop_end(close: Callable[[], None]) -> None:
 
     An event loop tells nobody of its end but the asynchronous generators that were started on it.
     """
-    loop = asyncio.get_running_loop()
-    if loop not in _ends:
-        _forget_closed(_ends)
+    end = _ends.get()
+    if end is None:
         closers: list[Callable[[], None]] = []
         guard = _until_loop_end(closers)
-        _ends[loop] = (guard, closers)
+        end = _ends.put((guard, closers))
         await guard.__anext__()
-    _ends[loop][1].append(close)
+    end[1].append(close)
 
 
 async def _until_loop_end(closers: list[Callable[[], None]]) -> AsyncGenerator[None, None]:
@@ -116,9 +177,8 @@ async def _until_loop_end(closers: list[Callable[[], None]]) -> AsyncGenerator[N
     finally:
         for close in closers:
             close()
-        loop = asyncio.get_running_loop()
-        _ends.pop(loop, None)  # these would keep a loop alive that nobody else has any more
-        keeping = _keepers.pop(loop, None)
+        _ends.pop()  # these would keep a loop alive that nobody else has any more
+        keeping = _keepers.pop()
         if keeping is not None:
             await keeping.stop()
         await asyncio.sleep(0)  # a turn of the loop for the transports to let go of their sockets
@@ -150,6 +210,7 @@ class KeeperTask:
         hold.buried = True
         hold.due = hold.valid_until = _process.clock()
         self.add(hold)
+        hold.io.lines.leave(hold)
 
     def discard(self, hold: Hold) -> None:
         self.book.discard(hold)
@@ -203,16 +264,29 @@ class KeeperTask:
             except Exception as error:  # the keeper must outlive whatever one store does
                 log.warning("keeping the lock %r: %s: %s", ask.hold.name, type(error).__name__, error)
                 raise Unknown(str(error)) from error
+        elif type(ask) is OnAll:
+            return await self._perform_all(ask)
         elif type(ask) is Tell:
             tell(ask.hold)
         elif type(ask) is Dropped:
             warn_dropped(ask.hold)
+            ask.hold.io.lines.leave(ask.hold)
         return None
+
+    async def _perform_all(self, ask: OnAll) -> list[Any]:
+        try:
+            return await ask.holds[0].io.perform_all(ask.asks)  # type: ignore[no-any-return]  # a store's
+        except Unknown:
+            raise
+        except Exception as error:  # the keeper must outlive whatever one store does
+            log.warning("keeping %d locks: %s: %s", len(ask.holds), type(error).__name__, error)
+            raise Unknown(str(error)) from error
 
 
 def tell(hold: Hold) -> None:
     """Tell the holder of its loss, on the holder's own loop."""
     warn_lost(hold)
+    hold.io.lines.leave(hold)
     lease = hold.lease() if hold.lease is not None else None
     if lease is None:
         return
@@ -239,17 +313,12 @@ def background(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
-_keepers: WeakKeyDictionary[asyncio.AbstractEventLoop, KeeperTask] = WeakKeyDictionary()
+_keepers: ByLoop[KeeperTask] = ByLoop()
 
 
 def keeper() -> KeeperTask:
     """The running loop's."""
-    loop = asyncio.get_running_loop()
-    found = _keepers.get(loop)
-    if found is None:
-        _forget_closed(_keepers)
-        found = _keepers[loop] = KeeperTask(loop)
-    return found
+    return _keepers.get() or _keepers.put(KeeperTask(asyncio.get_running_loop()))
 
 
 def _forget_parents() -> None:

@@ -10,12 +10,12 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from . import _async, _plans, _process
 from ._core import Core, named, unavailable
-from ._hold import Hold
+from ._hold import HELD, Hold
 from ._lease import LeaseView, must_release, note_on
 from ._manager import grace_after, lock_timeout
 from ._options import NONE, TRUE, TTL, OnLost, Options, overrides
 from .backends import Holder, Peek, Unknown
-from .errors import LockError, LockLost, LockTimeout, NotHeld
+from .errors import BackendUnavailable, LockError, LockLost, LockTimeout, NotHeld
 
 T = TypeVar("T")
 
@@ -136,8 +136,9 @@ class AsyncLockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        handover: bool = TRUE,
     ) -> None:
-        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, handover)
         self._core = Core(url, client, given, "async")
         self._store: _async.AsyncStore = self._core.performer("virtual_async_store", _async.AsyncStore)
 
@@ -193,7 +194,7 @@ class AsyncLockManager:
         key = self._core.key(name, self._core.options(overrides(namespace=namespace)))
         deadline = _process.clock() + self._core.terms.bound
         try:
-            return await self._store.perform(Peek(key, deadline))  # type: ignore[no-any-return]  # what `peek` returns
+            return self._core.shown(await self._store.perform(Peek(key, deadline)), self._store.lines.front(key))
         except Unknown as error:
             raise unavailable(name, "look at", error) from error
         except LockError as error:
@@ -221,16 +222,40 @@ class AsyncLockManager:
 
     async def _acquire(self, hold: Hold, timeout: float | None) -> AsyncLease:
         """The lease of `hold`. Whatever is raised meanwhile, a cancellation too, leaves nothing behind."""
+        lines = self._store.lines
         try:
-            await self._store.run(_plans.acquire(hold, timeout, self._core.terms))
+            followed = await self._get(hold, timeout)
             lease = AsyncLease(hold, self)
-            if hold.renew or hold.on_lost is not None:
+            if hold.renew or hold.on_lost is not None or followed:
                 _async.keeper().add(hold)
             return lease
         except BaseException as error:
-            await self._take_back(hold, error)
+            try:
+                lines.withdraw(hold)
+                await self._take_back(hold, error)
+            finally:
+                lines.leave(hold)
             named(error, hold.name)
             raise
+
+    async def _get(self, hold: Hold, timeout: float | None) -> bool:
+        """Get the lock for `hold`, from the store or from within this process. True if others wait behind."""
+        core, store = self._core, self._store
+        begun = core.terms.clock()
+        stood = core.in_line and timeout != 0 and await store.stand(hold, begun, timeout)
+        # Not before: it costs a call of the system, in which other threads find us in the line and get in it, too.
+        hold.grant = _process.new_token()
+        if hold.state == HELD:
+            return False
+        hold.token = hold.grant
+        rest = store.lines.rest(hold, core.pause) if stood and core.pause else 0.0
+        try:
+            await store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))
+        except BackendUnavailable as error:
+            store.lines.fail(hold, error)
+            raise
+        hold.fence = core.fence(hold.fence)
+        return store.lines.granted(hold)
 
     async def _try_acquire(self, hold: Hold) -> AsyncLease | None:
         try:
@@ -266,7 +291,10 @@ class AsyncLockManager:
 
     async def _release(self, hold: Hold) -> None:
         _async.keeper().discard(hold)
+        lines = self._store.lines
         try:
+            if lines.pass_on(hold):
+                return
             await self._store.run(_plans.release(hold, self._core.terms))
             if hold.lingers:
                 _async.keeper().bury(hold)
@@ -278,6 +306,8 @@ class AsyncLockManager:
             await self._take_back(hold, error)
             named(error, hold.name)
             raise
+        finally:
+            lines.leave(hold)
 
     async def _extend(self, hold: Hold, ttl: float | None) -> None:
         seconds = self._core.ttl(ttl)
@@ -287,7 +317,7 @@ class AsyncLockManager:
             named(error, hold.name)
             raise
         finally:
-            if hold.token in _async.keeper().book.live:
+            if hold in _async.keeper().book.live:
                 _async.keeper().add(hold)
 
 

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import _options, _process
-from ._hold import Hold
+from ._hold import HELD, Hold
+from ._line import FENCE_BITS
 from ._names import check_name, key_of
 from ._options import Default, Options
 from ._plans import Terms
-from .backends import Backend
+from .backends import Backend, Holder
 from .errors import BackendUnavailable, ConfigurationError, LockError
+
+BATCH = 100
+"""Renewals in one go, where the backend can: few enough for a reply within the deadline over a slow link."""
 
 try:
     _host = os.uname().nodename
@@ -24,7 +28,15 @@ except AttributeError:  # not on Windows
 
 def default_owner() -> str:
     """The label of a holder that chose none: host, process and thread."""
-    return f"{_host}:{os.getpid()}:{threading.current_thread().name}"
+    thread = threading.current_thread().name
+    label: str | None = getattr(_labels, "label", None)
+    if label is None or _labels.of != (_process.generation, thread):
+        _labels.label = label = f"{_host}:{os.getpid()}:{thread}"
+        _labels.of = (_process.generation, thread)
+    return label
+
+
+_labels = threading.local()
 
 
 class Core:
@@ -48,9 +60,28 @@ class Core:
         self._options = Options()
         self._version = -1
         late_adds = self.backend.traits.late_adds == "possible"
+        wait_adds = bool(getattr(self.backend, "wait_adds", False))
+        batch = BATCH if getattr(self.backend, "pipelines", False) else 1
         clock = getattr(self.backend, "virtual_clock", _process.clock)  # that of a fake in a test
-        self.terms = Terms(clock, random.random, self.backend.request_bound, late_adds)
+        self.terms = Terms(clock, random.random, self.backend.request_bound, late_adds, batch, wait_adds)
+        polls = self.backend.traits.waits == "poll"
+        self.pause = float(getattr(self.backend, "longest_pause", 0.1)) if polls else 0.0
+        self.in_line = not hasattr(self.backend, "virtual_clock")  # a line waits by the real one
+        self._hands_over = self.in_line and not getattr(self.backend, "exact_fence", False)
+        self._fence_bits = FENCE_BITS if self._hands_over else 0
         self.options()
+
+    def fence(self, fence: int | None) -> int | None:
+        """The fence of a lease that the store granted with `fence`: turns in this process follow in the low bits."""
+        return None if fence is None else fence << self._fence_bits
+
+    def shown(self, holder: Holder | None, front: Hold | None) -> Holder | None:
+        """What the store says of a holder. If we have passed that on in this process, then who of us has it by now."""
+        if holder is None:
+            return None
+        if front is not None and front.state == HELD and front.grant != front.token == holder.token:
+            return holder._replace(owner=front.owner, token=front.grant or front.token, fence=front.fence)
+        return holder._replace(fence=self.fence(holder.fence))
 
     def options(self, given: Mapping[str, Any] | None = None) -> Options:
         """This manager's options, with those that a call gave."""
@@ -86,10 +117,12 @@ class Core:
         return key_of(options.namespace, check_name(name))
 
     def hold(self, name: str, options: Options, io: Any) -> Hold:
-        """A new attempt at `name`, its token fixed before anything is sent."""
+        """A new attempt at `name`. Its token is made when its turn has come, before anything is sent."""
         key = self.key(name, options)
         owner = default_owner() if options.owner is None else options.owner
-        return Hold(name, key, owner, _process.new_token(), options, io)
+        hold = Hold(name, key, owner, "", options, io)
+        hold.handover = options.handover and self._hands_over
+        return hold
 
     def ttl(self, ttl: float | None) -> float | None:
         """A ttl for `extend()`, checked like that of an acquire."""

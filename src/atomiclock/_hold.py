@@ -38,9 +38,12 @@ class Hold:
         "entered",
         "fence",
         "generation",
+        "grant",
+        "handover",
         "in_flight",
         "io",
         "key",
+        "label",
         "last_sent",
         "lease",
         "lost_reason",
@@ -63,9 +66,12 @@ class Hold:
         self.name = name
         self.key = key
         self.owner = owner
-        self.token = token
+        self.label = options.owner  # which the application chose, if it did
+        self.token = token  # what the store knows it by
+        self.grant = token  # what the application knows it by; differs if the lock was passed on in this process
         self.ttl = options.ttl
         self.renew = options.renew
+        self.handover = options.handover  # whether it may be passed on in this process
         self.on_lost = options.on_lost
         self.io = io  # whose store it is; opaque here
         self.lease: Any = None  # a weak reference to the lease that the application has
@@ -110,6 +116,34 @@ class Hold:
         self.due = sent + self.ttl / RENEWALS_PER_TTL if self.renew else valid_until
         self.state = HELD
         return True
+
+    def claim(self) -> None:
+        """An add was answered with yes, but another one will follow."""
+        self.in_flight = max(0, self.in_flight - 1)
+        self.claimed = True
+
+    def passes_to(self, other: Hold) -> bool:
+        """Whether `other`, which waits in this process, may have what the store granted to us."""
+        return (
+            self.handover
+            and other.handover
+            and self.renew
+            and other.renew
+            and self.ttl == other.ttl
+            and self.label == other.label
+            and other.state == TRYING
+        )
+
+    def take_over(self, hold: Hold, now: float) -> None:
+        """Have what the store granted to `hold`, which has nothing then. To repeat it does no harm."""
+        if self.state == TRYING and hold.state != RELEASED:
+            self.token, self.notes = hold.token, hold.notes
+            self.claimed, self.in_flight, self.waited = True, hold.in_flight, hold.waited
+            self.last_sent, self.valid_until, self.due = hold.last_sent, hold.valid_until, hold.due
+            self.renew_until += now
+            self.fence = None if hold.fence is None else hold.fence + 1
+            self.state = HELD
+        hold.released(False, False)
 
     @property
     def lingers(self) -> bool:

@@ -18,6 +18,8 @@ from ._hold import HELD, LOST, Hold
 from ._plans import FIRST_PAUSE, GONE, LONGEST_PAUSE, Plan, Terms
 from .backends import Extend, Remove, Unknown
 
+EARLY = 50
+"""A lease is renewed early, by up to this part of a ttl, if others at its store are renewed anyway."""
 LATE_ADD_PAUSE = 0.25
 """Seconds between looks for an add that may land although its token was removed."""
 
@@ -33,6 +35,16 @@ class On(NamedTuple):
 
     hold: Hold
     ask: Any
+
+
+class OnAll(NamedTuple):
+    """Put each of `asks` to the store of the hold in the same place, which is the same for all, in one go.
+
+    The answer is a list with a fact or an `Unknown` for each.
+    """
+
+    holds: list[Hold]
+    asks: list[Any]
 
 
 class Tell(NamedTuple):
@@ -55,11 +67,13 @@ class Book:
 
     def __init__(self, mutex: AbstractContextManager[Any]) -> None:
         self.mutex = mutex
-        self.live: dict[str, Hold] = {}
+        self.live: set[Hold] = set()
+        self._new: dict[Hold, None] = {}  # since the keeper was awake; most are gone before it is again
         self._dues: list[Entry] = []
         self._ends: list[Entry] = []
         self._number = count()
         self._asleep_until = math.inf
+        self._alarm = math.inf  # what it was last woken for, until then: it would be for the next again
         self._pauses: dict[Any, tuple[float, float]] = {}
 
     def add(self, hold: Hold) -> bool:
@@ -68,24 +82,23 @@ class Book:
         True if the keeper must be woken for it.
         """
         with self.mutex:
-            self.live[hold.token] = hold
-            end = -math.inf if hold.state == LOST else hold.valid_until
-            if not hold.buried:
-                hold.end_ticket = next(self._number)
-                heappush(self._ends, (end, hold.end_ticket, hold))
-            self._push(hold)
-            first = min(hold.due, end)
+            self.live.add(hold)
+            self._new[hold] = None
+            first = min(hold.due, _end(hold))
             if first >= self._asleep_until:
                 return False
-            self._asleep_until = first  # it is woken for that at the latest: who adds a later one must not put it off
+            # It is woken for that at the latest: who adds a later one must not put it off.
+            self._asleep_until = self._alarm = first
             return True
 
     def discard(self, hold: Hold) -> None:
         """Keep it no longer. What it left in the heaps is thrown out when that is the larger part of them."""
-        if self.live.pop(hold.token, None) is None:
+        if hold not in self.live:
             return
-        if len(self._dues) + len(self._ends) > 64 + 4 * len(self.live):
-            with self.mutex:
+        with self.mutex:
+            self.live.discard(hold)
+            self._new.pop(hold, None)
+            if len(self._dues) + len(self._ends) > 64 + 4 * len(self.live):
                 self._dues = [entry for entry in self._dues if self._is_due(entry)]
                 self._ends = [entry for entry in self._ends if self._is_end(entry)]
                 heapify(self._dues)
@@ -95,28 +108,52 @@ class Book:
         """Look at `hold` again at `due`."""
         with self.mutex:
             hold.due = due
-            if hold.token in self.live:
+            if hold in self.live:
                 self._push(hold)
+
+    def _sort_in(self) -> None:
+        """Give what was added its places in the heaps."""
+        for hold in self._new:
+            if not hold.buried:
+                hold.end_ticket = next(self._number)
+                heappush(self._ends, (_end(hold), hold.end_ticket, hold))
+            self._push(hold)
+        self._new.clear()
 
     def _push(self, hold: Hold) -> None:
         hold.due_ticket = next(self._number)
         heappush(self._dues, (hold.due, hold.due_ticket, hold))
 
     def _is_due(self, entry: Entry) -> bool:
-        return entry[2].token in self.live and entry[2].due_ticket == entry[1]
+        return entry[2] in self.live and entry[2].due_ticket == entry[1]
 
     def _is_end(self, entry: Entry) -> bool:
-        return entry[2].token in self.live and entry[2].end_ticket == entry[1] and not entry[2].buried
+        return entry[2] in self.live and entry[2].end_ticket == entry[1] and not entry[2].buried
 
     def due(self, now: float) -> Hold | None:
         """A hold that needs attention now. It stays live, but has no place in the queue until `again`."""
         with self.mutex:
             self._asleep_until = -math.inf  # awake: whoever adds now need not wake us
+            if self._alarm <= now:
+                self._alarm = math.inf
+            self._sort_in()
             while self._dues and self._dues[0][0] <= now:
                 entry = heappop(self._dues)
                 if self._is_due(entry):
                     return entry[2]
             return None
+
+    def due_with(self, hold: Hold, now: float, most: int) -> list[Hold]:
+        """Up to `most` more that need attention by `now` and are at the same store, as far as they come next."""
+        found: list[Hold] = []
+        with self.mutex:
+            while len(found) < most and self._dues and self._dues[0][0] <= now:
+                other = self._dues[0][2]
+                if other.io is not hold.io or other.buried:
+                    break
+                if self._is_due(heappop(self._dues)) and other.state == HELD:
+                    found.append(other)
+        return found
 
     def sleep(self) -> float:
         """Until when there is nothing to do. Who adds something earlier than that is told to wake us.
@@ -124,25 +161,29 @@ class Book:
         An entry that went stale counts: to wake for nothing once in a while is cheaper than at every add.
         """
         with self.mutex:
-            self._asleep_until = min(heap[0][0] if heap else math.inf for heap in (self._dues, self._ends))
+            self._sort_in()
+            firsts = [heap[0][0] for heap in (self._dues, self._ends) if heap]
+            self._asleep_until = min([self._alarm, *firsts])
             return self._asleep_until
 
     def lost(self, now: float) -> Hold | None:
         """A kept hold whose lease is over by `now`; it is kept no longer."""
         with self.mutex:
+            self._sort_in()
             ends = self._ends
             while ends and ends[0][0] <= now:
                 _, ticket, hold = entry = heappop(ends)
                 if self._is_end(entry) and hold.state == HELD and hold.valid_until > now:  # renewed meanwhile
                     heappush(ends, (hold.valid_until, ticket, hold))
                 elif self._is_end(entry) and hold.state in (HELD, LOST):
-                    self.live.pop(hold.token, None)
+                    self.live.discard(hold)
                     return hold
             return None
 
     def next_end(self) -> float:
         """When the first of all kept leases will be over if it is not renewed."""
         with self.mutex:
+            self._sort_in()
             ends = self._ends
             while ends:
                 end, ticket, hold = ends[0]
@@ -172,6 +213,10 @@ class Book:
         return until if until > now else None
 
 
+def _end(hold: Hold) -> float:
+    return -math.inf if hold.state == LOST else hold.valid_until
+
+
 def keep(book: Book, terms: Callable[[Hold], Terms], clock: Callable[[], float]) -> Plan[None]:
     """Renew what is due, tell of losses in time, bury what was given up. Never ends."""
     while True:
@@ -199,38 +244,67 @@ def _tell(book: Book, hold: Hold, now: float) -> Plan[None]:
 
 
 def _renew(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
-    if not hold.may_renew(now):
-        if hold.dropped:
-            book.discard(hold)
-            yield Dropped(hold)
-        return  # its end is in the book
+    """Renew `hold`, and with it whatever else is due at its store, as many at a time as that takes in one go."""
+    holds = []
+    for one in (hold, *book.due_with(hold, now + hold.ttl / EARLY, terms.batch - 1)):
+        if one.may_renew(now):
+            holds.append(one)
+        elif one.dropped:  # else its end is in the book
+            book.discard(one)
+            yield Dropped(one)
     paused = book.paused(hold.io, now)
     if paused is not None:
-        book.again(hold, min(paused, now + _part(hold.valid_until - now, 2)))
-        return
+        for one in holds:
+            book.again(one, min(paused, now + _part(one.valid_until - now, 2)))
+    elif holds:
+        deadline = now + min(terms.each, _part(book.next_end() - now, 3))
+        asks = [_extension(one, now, deadline) for one in holds]
+        try:
+            answers = yield from _put(holds, asks)
+        finally:
+            for one in holds:
+                one.renewing = None
+        yield from _renewed(book, list(zip(holds, asks, answers, strict=True)), now, terms.clock())
+
+
+def _extension(hold: Hold, now: float, deadline: float) -> Extend:
     hold.last_sent = now
     hold.renewing = ttl = hold.ttl
     if hold.ttl != ttl:  # changed between the two reads by an extend() that did not see us
         hold.renewing = ttl = hold.ttl
-    deadline = now + min(terms.each, _part(book.next_end() - now, 3))
+    return Extend(hold.key, hold.token, ttl, deadline, hold.notes)
+
+
+def _put(holds: list[Hold], asks: list[Extend]) -> Plan[list[Any]]:
+    """The answer to each: a fact, or `Unknown`."""
     try:
-        kept = yield On(hold, Extend(hold.key, hold.token, ttl, deadline, hold.notes))
-    except Unknown:
-        then = terms.clock()
-        book.again(hold, book.failed(hold.io, then, _part(hold.valid_until - then, 4)))
-        return
-    finally:
-        hold.renewing = None
-    book.works(hold.io)
-    if hold.state != HELD:
-        return
-    if not kept:
-        hold.lose(GONE)
-        book.discard(hold)
-        yield Tell(hold)
-        return
-    hold.extended(now, min(ttl, hold.ttl))
-    book.again(hold, hold.due)
+        if len(holds) == 1:
+            return [(yield On(holds[0], asks[0]))]
+        answers: list[Any] = yield OnAll(holds, asks)
+        return answers
+    except Unknown as error:
+        return [error] * len(holds)
+
+
+def _renewed(book: Book, answered: list[tuple[Hold, Extend, Any]], sent: float, now: float) -> Plan[None]:
+    silent = [hold for hold, _, kept in answered if isinstance(kept, Unknown)]
+    if silent:
+        most = min(_part(hold.valid_until - now, 4) for hold in silent)
+        again = book.failed(silent[0].io, now, most)
+        for hold in silent:
+            book.again(hold, again)
+    else:
+        book.works(answered[0][0].io)
+    for hold, ask, kept in answered:
+        if hold.state != HELD or isinstance(kept, Unknown):
+            continue
+        if kept:
+            hold.extended(sent, min(ask.ttl, hold.ttl))
+            book.again(hold, hold.due)
+        else:
+            hold.lose(GONE)
+            book.discard(hold)
+            yield Tell(hold)
 
 
 def _part(left: float, parts: int) -> float:

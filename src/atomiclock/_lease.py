@@ -30,7 +30,7 @@ class LeaseView:
     @property
     def token(self) -> str:
         """Random, new with each grant: what the store knows this holder by."""
-        return self._hold.token
+        return self._hold.grant
 
     @property
     def fence(self) -> int | None:

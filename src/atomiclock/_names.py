@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from .errors import ConfigurationError
 
@@ -33,10 +34,18 @@ def key_of(namespace: str, name: str) -> str:
     """
     if not namespace:
         return name
+    return _short_key_of(namespace, name) if len(name) <= _LONGEST_KEY else _key_of(namespace, name)
+
+
+def _key_of(namespace: str, name: str) -> str:
     key = f"{namespace}:{name}"
     if len(key) <= _LONGEST_KEY and _PLAIN.fullmatch(key) and not _LOOKS_DIGESTED.search(key):
         return key
     return f"{_UNSAFE.sub('_', key[:_HEAD])}~{digest(key)}"
+
+
+_short_key_of = lru_cache(maxsize=256)(_key_of)
+"""Most programs use a few names again and again."""
 
 
 def digest(text: str) -> str:

@@ -40,6 +40,7 @@ class Options(NamedTuple):
     namespace: str = DEFAULT_NAMESPACE
     owner: str | None = None
     on_lost: OnLost = None
+    handover: bool = True
 
     def with_(self, given: Mapping[str, Any]) -> Options:
         """These options with those of `given` that were really passed, each checked."""
@@ -47,6 +48,9 @@ class Options(NamedTuple):
         if not passed:
             return self
         return self._replace(**{key: CHECKS[key](key, value) for key, value in passed.items()})
+
+
+_NOTHING_GIVEN = (Default,) * 7
 
 
 def overrides(
@@ -57,8 +61,12 @@ def overrides(
     namespace: Any = NONE,
     owner: Any = NONE,
     on_lost: Any = NONE,
+    handover: Any = TRUE,
 ) -> dict[str, Any]:
     """The options that a call really gave."""
+    kinds = type(ttl), type(timeout), type(renew), type(max_hold), type(namespace), type(owner), type(on_lost)
+    if kinds == _NOTHING_GIVEN and type(handover) is Default:
+        return {}
     given = {
         "ttl": ttl,
         "timeout": timeout,
@@ -67,6 +75,7 @@ def overrides(
         "namespace": namespace,
         "owner": owner,
         "on_lost": on_lost,
+        "handover": handover,
     }
     return {key: value for key, value in given.items() if type(value) is not Default}
 
@@ -138,9 +147,10 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "namespace": _namespace,
     "owner": _text_or_none,
     "on_lost": _on_lost,
+    "handover": _flag,
 }
 
-IN_URL = ("ttl", "timeout", "renew", "max_hold", "namespace")
+IN_URL = ("ttl", "timeout", "renew", "max_hold", "namespace", "handover")
 
 
 def seconds_from_text(key: str, text: str) -> float:
@@ -171,7 +181,7 @@ def from_text(key: str, text: str) -> Any:
     """The value of one of `IN_URL` as a URL spells it."""
     if key == "namespace":
         return text
-    if key == "renew":
+    if key in ("renew", "handover"):
         return flag_from_text(key, text)
     if text.lower() == "none" and key in ("timeout", "max_hold"):
         return None
@@ -193,15 +203,17 @@ def configure(
     namespace: str | None = NONE,
     owner: str | None = NONE,
     on_lost: OnLost = NONE,
+    handover: bool = TRUE,
 ) -> None:
     """Set this process's defaults for calls that do not say otherwise; each call replaces what it names.
 
     `url` is the backend that `acquire_lock` and `try_lock` use when they are given none. The others are the
-    defaults of the arguments of the same names. A call's own arguments beat a URL's, and a URL's beat these.
+    defaults of the arguments of the same names, `handover` of that of the managers. A call's own arguments beat a
+    URL's, and a URL's beat these.
     Raises `ConfigurationError` for a value out of range, and then changes nothing.
     """
     global _version
-    changed = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+    changed = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, handover)
     Options().with_(changed)
     given_url: object = url
     if type(given_url) is not Default:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
-from ._hold import Hold
+from ._hold import HELD, Hold
 from .backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait
 from .errors import BackendUnavailable, ConfigurationError, LockTimeout
 
@@ -47,6 +47,10 @@ class Terms(NamedTuple):
     bound: float
     late_adds: bool = False
     """Whether an add may take the lock although its token was removed before it arrived."""
+    batch: int = 1
+    """How many renewals the store takes in one go."""
+    wait_adds: bool = False
+    """Whether a wait ends with an add, and its answer is that of the add."""
 
     @property
     def each(self) -> float:
@@ -56,6 +60,8 @@ class Terms(NamedTuple):
 
 class Patience:
     """How long to go on with a store that does not answer: at most the bound after it stopped to."""
+
+    __slots__ = ("at_once", "end", "pause", "since", "terms")
 
     def __init__(self, terms: Terms, end: float) -> None:
         self.terms = terms
@@ -84,70 +90,123 @@ class Patience:
         return again if again < give_up else None
 
 
-def acquire(hold: Hold, timeout: float | None, terms: Terms) -> Plan[None]:
+def acquire(
+    hold: Hold, timeout: float | None, terms: Terms, begun: float | None = None, rest: float = 0.0
+) -> Plan[None]:
     """Get the lock for `hold`, or raise `LockTimeout` or `BackendUnavailable` at the deadline.
 
     The same token is sent again after an answer was lost: the store then says that we have it. Whatever this
-    plan leaves behind when it raises is noted in `hold`, for `abandon`.
+    plan leaves behind when it raises is noted in `hold`, for `abandon`. The timeout counts from `begun`.
+    `rest`: seconds for which the lock is first left to others, where there is time for that.
     """
-    begun = terms.clock()
-    once = timeout == 0
-    deadline = math.inf if timeout is None else begun + timeout
-    patience = Patience(terms, begun if once else deadline)
-    held: Busy | None = None  # what the store answered to the ask before
+    attempt = _Attempt(hold, timeout, terms, terms.clock() if begun is None else begun)
+    busy: Busy | None = None
+    if rest and terms.clock() + 2 * rest < attempt.deadline:
+        yield Sleep(terms.clock() + rest)
     while True:
         sent = terms.clock()
-        hold.sending(sent)
-        bound = sent + terms.each if once else min(sent + terms.each, deadline)
-        ask = Add(hold.key, hold.token, hold.ttl, hold.owner, not once, bound, hold.notes)
+        answer = yield from attempt.ask(busy, sent)
+        if not isinstance(answer, Granted):
+            busy = answer
+            continue
+        late = attempt.take(answer, sent, waited=busy is not None)
+        if hold.state == HELD:
+            return
+        if late is not None:
+            yield from _pause(hold, attempt.patience, late, sent, "acquire")
+        busy = None
+
+
+class _Attempt:
+    """One attempt at a lock: what it asks the store, and how long it goes on."""
+
+    __slots__ = ("_patience", "begun", "deadline", "held", "hold", "latency", "once", "terms")
+
+    def __init__(self, hold: Hold, timeout: float | None, terms: Terms, begun: float) -> None:
+        self.hold = hold
+        self.terms = terms
+        self.begun = begun
+        self.once = timeout == 0
+        self.deadline = math.inf if timeout is None else begun + timeout
+        self.latency = 0.0  # of an add, in seconds
+        self.held: Busy | None = None  # what the store answered to the ask before
+        self._patience: Patience | None = None
+
+    @property
+    def patience(self) -> Patience:
+        """Made when it is first needed: most attempts are granted at once."""
+        if self._patience is None:
+            self._patience = Patience(self.terms, self.begun if self.once else self.deadline)
+        return self._patience
+
+    def ask(self, busy: Busy | None, sent: float) -> Plan[Granted | Busy | None]:
+        """The store's answer to an add, or, while it is `busy`, to a wait. `None`: add again."""
+        hold = self.hold
+        ask = self._add(sent) if busy is None else (yield from self._wait(busy, sent))
+        adds = busy is None or self.terms.wait_adds
+        if adds:
+            hold.sending(sent)
         try:
-            answer = yield ask
+            answer: Granted | Busy | None = yield ask
         except Unknown as error:
-            if not error.sent:
+            if adds and not error.sent:
                 hold.in_flight -= 1
-            if held is not None and terms.clock() >= deadline:  # there was no time for more
-                raise _timed_out(hold, held, terms.clock() - begun) from error
-            held = None
-            yield from _pause(hold, patience, error, sent, "acquire")
-            continue
+            if self.held is not None and self.terms.clock() >= self.deadline:
+                raise self._timed_out(self.held) from error  # there was no time for more
+            self.held = None
+            since = sent if busy is None else self.terms.clock()
+            yield from _pause(hold, self.patience, error, since, "acquire")
+            return None
         except ConfigurationError:  # the store is sure that it did nothing
-            hold.in_flight -= 1
+            hold.in_flight -= adds
             raise
-        now = terms.clock()
-        if isinstance(answer, Granted):
-            if hold.granted(sent, now, answer.fence, answer.repeated):
-                return
-            late = Unknown(f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over")
-            yield from _pause(hold, patience, late, sent, "acquire")
-            continue
-        hold.waited = hold.waited or not once  # a store with queues has us in one now, whether or not we wait
-        hold.in_flight -= 1
-        held = answer
-        patience.answered()
-        if once or not (yield from _wait(hold, answer, begun, deadline, now - sent, patience)):
-            raise _timed_out(hold, answer, terms.clock() - begun)
+        if not isinstance(answer, Granted):
+            hold.in_flight -= adds
+            self._refused(busy, answer, sent)
+        return answer
 
+    def _add(self, sent: float) -> Add:
+        hold, bound = self.hold, sent + self.terms.each
+        bound = bound if self.once else min(bound, self.deadline)
+        return Add(hold.key, hold.token, hold.ttl, hold.owner, not self.once, bound, hold.notes)
 
-def _wait(hold: Hold, busy: Busy, begun: float, deadline: float, latency: float, patience: Patience) -> Plan[bool]:
-    """Wait until the lock may be free. False when the deadline came first."""
-    terms = patience.terms
-    now = terms.clock()
-    # The answer to a wait must be here before the deadline, so the store is told to end it a little before.
-    latest = deadline - 2 * latency - 0.005
-    left = LONGEST_WAIT if busy.remaining is None else min(LONGEST_WAIT, busy.remaining)
-    until = min(now + left + 0.001 + 0.004 * terms.random(), latest)
-    if until <= now:
-        if deadline > now:
-            yield Sleep(deadline)
-        return False
-    try:
-        yield Wait(hold.key, hold.token, begun, until, busy.signals, min(until + terms.each, deadline), hold.notes)
-    except Unknown as error:
-        if terms.clock() >= deadline:
-            return False  # it was held when the store was last heard of, and there was no time for more
-        yield from _pause(hold, patience, error, terms.clock(), "wait for")
-    # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned.
-    return terms.clock() + 2 * latency < deadline
+    def _wait(self, busy: Busy, now: float) -> Plan[Wait]:
+        hold, terms = self.hold, self.terms
+        # The answer to a wait must be here before the deadline, so the store is told to end it a little before.
+        latest = self.deadline - 2 * self.latency - 0.005
+        left = LONGEST_WAIT if busy.remaining is None else min(LONGEST_WAIT, busy.remaining)
+        until = min(now + left + 0.001 + 0.004 * terms.random(), latest)
+        if until <= now:
+            if self.deadline > now:
+                yield Sleep(self.deadline)
+            raise self._timed_out(busy)
+        bound = min(until + terms.each, self.deadline)
+        return Wait(hold.key, hold.token, self.begun, until, busy.signals, bound, hold.notes, hold.ttl, hold.owner)
+
+    def _refused(self, busy: Busy | None, answer: Busy | None, sent: float) -> None:
+        """The store answered, and not with yes. Raises when that was the last chance."""
+        self.hold.waited = self.hold.waited or not self.once  # a store with queues has us in one now
+        self.patience.answered()
+        self.held = answer or busy
+        now = self.terms.clock()
+        if busy is None:
+            self.latency = now - sent
+        # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned.
+        if self.once or (answer is None and now + 2 * self.latency >= self.deadline):
+            raise self._timed_out(answer or busy)
+
+    def _timed_out(self, busy: Busy | None) -> LockTimeout:
+        return timed_out(self.hold, busy and busy.owner, self.terms.clock() - self.begun)
+
+    def take(self, answer: Granted, sent: float, waited: bool) -> Unknown | None:
+        """Hold what the store granted to the ask that left at `sent`; else ask again, after what is returned."""
+        hold, now = self.hold, self.terms.clock()
+        if waited and not hold.renew and now - sent > hold.ttl / 20:
+            hold.claim()  # nobody will renew it, so its ttl shall count from now
+            return None
+        if hold.granted(sent, now, answer.fence, answer.repeated):
+            return None
+        return Unknown(f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over")
 
 
 def _pause(hold: Hold, patience: Patience, error: Unknown, asked: float, verb: str) -> Plan[None]:
@@ -158,10 +217,11 @@ def _pause(hold: Hold, patience: Patience, error: Unknown, asked: float, verb: s
         yield Sleep(again)
 
 
-def _timed_out(hold: Hold, busy: Busy, waited: float) -> LockTimeout:
-    who = f"held by {busy.owner}" if busy.owner else "held by other software"
+def timed_out(hold: Hold, owner: str | None, waited: float) -> LockTimeout:
+    """The error for an attempt that ended while `owner` had the lock."""
+    who = f"held by {owner}" if owner else "held by other software"
     how_long = f"not acquired within {waited:.3g} s" if waited >= 0.001 else "not acquired"
-    return LockTimeout(f"the lock {hold.name!r} is {who}: {how_long}", name=hold.name, waited=waited, owner=busy.owner)
+    return LockTimeout(f"the lock {hold.name!r} is {who}: {how_long}", name=hold.name, waited=waited, owner=owner)
 
 
 def abandon(hold: Hold, end: float, terms: Terms) -> Plan[bool]:
@@ -193,18 +253,19 @@ def release(hold: Hold, terms: Terms) -> Plan[None]:
     """
     begun = terms.clock()
     hold.begin_release(begun)
-    patience = Patience(terms, begun + terms.bound)
+    patience: Patience | None = None
+    sent, end = begun, begun + terms.bound
     while True:
-        sent = terms.clock()
         before = hold.releases_unanswered
         hold.releases_unanswered += 1
         try:
-            until = min(sent + terms.each, patience.end)
-            removed = yield Remove(hold.key, hold.token, hold.may_land, until, hold.notes)
+            removed = yield Remove(hold.key, hold.token, hold.may_land, min(sent + terms.each, end), hold.notes)
         except Unknown as error:
             if not error.sent:
                 hold.releases_unanswered -= 1
+            patience = patience or Patience(terms, end)
             yield from _pause(hold, patience, error, sent, "release")
+            sent = terms.clock()
             continue
         if removed or before:
             hold.released(removed, terms.late_adds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from contextlib import suppress
@@ -11,10 +12,12 @@ from typing import Any, TypeVar
 
 from . import _process
 from ._hold import Hold
-from ._keep import Book, Dropped, Idle, On, Tell, keep
+from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
 from ._lease import warn_dropped, warn_lost
-from ._plans import Plan, Sleep, Terms, ended
-from .backends import VERBS, Backend, Channel, Unknown
+from ._line import LOOK_AGAIN, Lines, must_watch
+from ._plans import Plan, Sleep, Terms, ended, timed_out
+from .backends import Backend, Channel, Unknown, verbs_of
+from .errors import LockError
 
 T = TypeVar("T")
 log = logging.getLogger("atomiclock")
@@ -26,8 +29,11 @@ class Store:
     def __init__(self, backend: Backend, terms: Terms) -> None:
         self.backend = backend
         self.terms = terms
+        self._verbs: dict[type, Any] = {}
         self._channel: Channel | None = None
         self._generation = -1
+        self._lines = Lines(threading.RLock(), _process.clock)
+        self._lines_generation = _process.generation
 
     def run(self, plan: Plan[T]) -> T:
         """What `plan` returns or raises. Whatever interrupts a request is thrown into the plan."""
@@ -50,10 +56,9 @@ class Store:
             time.sleep(max(0.0, ask.until - _process.clock()))
             return None
         if self._generation != _process.generation:
-            # Connections of the parent are left alone: to close them could be heard at the other end.
-            self._channel, self._generation = self.backend.channel(), _process.generation
+            self._open()
         call, deadline = self._channel.call, ask.deadline  # type: ignore[union-attr]  # just made
-        steps = getattr(self.backend, VERBS[type(ask)])(ask)
+        steps = self._verbs[type(ask)](ask)
         try:
             request = next(steps)
             while True:
@@ -61,10 +66,80 @@ class Store:
         except StopIteration as done:
             return done.value
 
+    def _open(self) -> None:
+        """Begin anew. Connections of a parent are left alone: to close them could be heard at the other end."""
+        self._verbs = verbs_of(self.backend)
+        self._channel, self._generation = self.backend.channel(), _process.generation
+
+    def perform_all(self, asks: list[Any]) -> list[Any]:
+        """The answer to each of `asks`, or `Unknown`, in one round trip. All have the same deadline."""
+        if self._generation != _process.generation:
+            self._open()
+        channel: Any = self._channel
+        steps = [self._verbs[type(ask)](ask) for ask in asks]
+        replies = channel.call_all([next(each) for each in steps], asks[0].deadline)
+        return [self._rest(*pair, asks[0].deadline) for pair in zip(steps, replies, strict=True)]
+
+    def _rest(self, steps: Any, reply: Any, deadline: float) -> Any:
+        try:
+            while True:
+                reply = self._channel.call(steps.send(reply), deadline)  # type: ignore[union-attr]  # it was made
+        except StopIteration as done:
+            return done.value
+        except LockError as error:
+            return Unknown(str(error))
+        except Unknown as error:
+            return error
+
+    @property
+    def lines(self) -> Lines:
+        """Where threads wait for each other. A forked child has none of its parent's threads."""
+        if self._lines_generation != _process.generation:
+            self._lines = Lines(threading.RLock(), _process.clock)
+            self._lines_generation = _process.generation
+        return self._lines
+
+    def stand(self, hold: Hold, begun: float, timeout: float | None) -> bool:
+        """Wait in this process's line for the lock, until we are in front, or it was passed on to us.
+
+        False if there was no line. Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
+        """
+        lines = self.lines
+        ticket = lines.enter(hold, ThreadGate)
+        if ticket is None:
+            return False
+        if (front := lines.front(hold.key)) is not None and must_watch(front, keeper.book):
+            keeper.add(front)
+        deadline = math.inf if timeout is None else begun + timeout
+        while not lines.served(ticket, _process.clock() - begun):
+            left = deadline - _process.clock()
+            if left <= 0:
+                raise timed_out(hold, lines.owner(hold.key), _process.clock() - begun)
+            ticket.gate.wait(min(left, LOOK_AGAIN))
+        return True
+
     def close(self) -> None:
         """Close what is open; a later ask opens it again."""
         if self._channel is not None and self._generation == _process.generation:
             self._channel.close()
+
+
+class ThreadGate:
+    """Where one thread waits to be let through."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # the fastest thing to wait on that Python has
+        self._lock.acquire()
+
+    def open(self) -> None:
+        with suppress(RuntimeError):  # it is open
+            self._lock.release()
+
+    def wait(self, seconds: float) -> None:
+        """Return when it was opened since the last wait, after `seconds` at the latest."""
+        self._lock.acquire(timeout=seconds)
 
 
 class KeeperThread:
@@ -100,6 +175,7 @@ class KeeperThread:
         hold.buried = True
         hold.due = hold.valid_until = _process.clock()
         self.add(hold)
+        hold.io.lines.leave(hold)
 
     def orphan(self, hold: Hold) -> None:
         """Bury `hold` from a finalizer, which may run anywhere: takes no lock, and starts no thread."""
@@ -141,11 +217,23 @@ class KeeperThread:
             except Exception as error:  # the keeper must outlive whatever one store does
                 log.warning("keeping the lock %r: %s: %s", ask.hold.name, type(error).__name__, error)
                 raise Unknown(str(error)) from error
+        elif type(ask) is OnAll:
+            return self._perform_all(ask)
         elif type(ask) is Tell:
             self._tell(ask.hold)
         elif type(ask) is Dropped:
             warn_dropped(ask.hold)
+            ask.hold.io.lines.leave(ask.hold)
         return None
+
+    def _perform_all(self, ask: OnAll) -> list[Any]:
+        try:
+            return ask.holds[0].io.perform_all(ask.asks)  # type: ignore[no-any-return]  # a store's
+        except Unknown:
+            raise
+        except Exception as error:  # the keeper must outlive whatever one store does
+            log.warning("keeping %d locks: %s: %s", len(ask.holds), type(error).__name__, error)
+            raise Unknown(str(error)) from error
 
     def _idle(self, seconds: float) -> None:
         with suppress(Empty):
@@ -157,6 +245,7 @@ class KeeperThread:
 
     def _tell(self, hold: Hold) -> None:
         warn_lost(hold)
+        hold.io.lines.leave(hold)
         lease = hold.lease() if hold.lease is not None else None
         if lease is not None and callable(hold.on_lost):
             # On a thread of its own, since it may take as long as it likes and other leases must be kept.

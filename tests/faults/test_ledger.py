@@ -8,6 +8,7 @@ import os
 import sqlite3
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -147,4 +148,23 @@ def test_leases_that_were_kept_and_released_are_forgotten_by_the_keeper(url: str
             lease.release()
     del leases, lease
     wait_until(lambda: len(live_holds()) < 100, 2)
+    locks.close()
+
+
+def test_two_thousand_leases_are_kept_by_one_thread_in_little_memory(url: str) -> None:
+    locks = LockManager(url, ttl=60)
+    locks.acquire("warm").release()
+    threads = threading.active_count()
+    leases = [locks.acquire(f"first {index}") for index in range(100)]
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        leases += [locks.acquire(f"name {index}") for index in range(2000)]
+        each = (tracemalloc.get_traced_memory()[0] - before) / 2000
+    finally:
+        tracemalloc.stop()
+    assert each <= 1536
+    assert threading.active_count() <= threads + 1
+    for lease in leases:
+        lease.release()
     locks.close()

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from atomiclock import _hold, _manager, _plans, _process, _sync
-from atomiclock.backends import Add, Busy, Granted, _meta, _sqlite_io, memcached, memory, redis, sqlite
+from atomiclock.backends import Add, Busy, Granted, _meta, _redis_scripts, _sqlite_io, memcached, memory, redis, sqlite
 from atomiclock.errors import LockLost
 
 MUTANTS: dict[str, Callable[[], None]] = {}
@@ -31,8 +31,11 @@ def blind_delete() -> None:
         return gone is not None
 
     memory.MemoryBackend._remove = in_memory
-    redis.REMOVE = redis.Script(_replaced(redis.REMOVE, b"local mine = held == ARGV[1]", b"local mine = held"))
-    _patch_sql("DELETE FROM locks WHERE key = ? AND token = ?", "DELETE FROM locks WHERE key = ? OR token = ?")
+    redis.REMOVE = _redis_scripts.Script(
+        _replaced(redis.REMOVE, b"local mine = held == ARGV[1]", b"local mine = held"), keys=5, args=4
+    )
+    for statement in ("DELETE FROM locks WHERE key = ? AND token = ?", sqlite._REMOVE_AND_LOOK):
+        _patch_sql(statement, statement.replace("AND", "OR"))
 
     def in_memcached(self: Any, ask: Any) -> Any:
         found = yield _meta.Look(self._key(ask.key))
@@ -56,7 +59,7 @@ def uncompared_extend() -> None:
         return entry is not None
 
     memory.MemoryBackend._extend = in_memory
-    redis.EXTEND = redis.Script("return redis.call('PEXPIRE', KEYS[1], ARGV[2])")
+    redis.EXTEND = _redis_scripts.Script("return redis.call('PEXPIRE', KEYS[1], ARGV[2])", keys=2, args=2)
     _patch_sql(
         "UPDATE locks SET expires = ? WHERE key = ? AND token = ? AND expires > ?",
         "UPDATE locks SET expires = ? WHERE key = ? AND token <> ? AND expires > ?",
@@ -174,7 +177,9 @@ def no_renewal() -> None:
 def no_wake_up() -> None:
     """Release wakes nobody: waiters look again when they may."""
     memory.Space.wake = lambda self, key: None  # type: ignore[method-assign]  # that is the mutation
-    redis.REMOVE = redis.Script(_replaced(redis.REMOVE, b"redis.call('RPUSH', KEYS[5], '')", b""))
+    redis.REMOVE = _redis_scripts.Script(
+        _replaced(redis.REMOVE, b"redis.call('RPUSH', KEYS[4], '')", b""), keys=5, args=4
+    )
     sqlite._wake = lambda db, key, me: None
 
 

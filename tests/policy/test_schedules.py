@@ -71,6 +71,12 @@ class NoTombstones(SimStore):
         return super().remove(ask._replace(in_flight=0))
 
 
+class WaitAdds(SimStore):
+    """A store at which a wait ends with an add."""
+
+    wait_adds = True
+
+
 class UncomparedExtend(SimStore):
     def extend(self, ask: Extend) -> bool:
         self.token = ask.token
@@ -107,16 +113,21 @@ def _report(mutant: str, seed: int | None) -> None:
     print(f"{mutant}: caught by schedule {seed + 1}")
 
 
-def stuck_after_calm(seed: int, store_class: type[SimStore] = SimStore) -> bool:
-    """Whether the lock is still taken, by nobody, once the network has delivered everything."""
+def stuck_after_calm(seed: int, store_class: type[SimStore] = SimStore, held_for: float = 0.0) -> bool:
+    """Whether the lock is still taken, by nobody, once the network has delivered everything.
+
+    Others hold it for the first `held_for` seconds.
+    """
     world = World(seed, store_class)
+    if held_for:
+        world.store.token, world.store.expires = "others", world.now + held_for
     world.faults.lose_request, world.faults.lose_reply, world.faults.late = 0.0, 0.5, 0.5
     client = Client(world, "a", rounds=1)
     client.options = client.options._replace(ttl=1000.0, timeout=1.0 + 8 * (seed % 2), renew=True)
     world.run(until=world.now + 1.5 + 12 * (seed % 2))
     world.calm = True
     world.run(until=world.now + 100)
-    return world.store.holder() is not None and not any(hold.held(world.now) for hold in world.grants)
+    return world.store.holder() not in (None, "others") and not any(hold.held(world.now) for hold in world.grants)
 
 
 def test_an_attempt_given_up_leaves_no_lock_however_late_its_request_lands() -> None:
@@ -129,6 +140,22 @@ def test_where_no_tombstone_is_possible_a_late_add_is_taken_off_when_it_lands() 
 
 def test_schedules_without_tombstones_keep_the_laws() -> None:
     assert not [seed for seed in range(SCHEDULES) if explore(seed, NoTombstones)]
+
+
+def test_schedules_where_a_wait_ends_with_an_add_keep_the_laws() -> None:
+    for seed in range(SCHEDULES):
+        assert not (wrong := explore(seed, WaitAdds)), f"seed {seed}: {wrong[:3]}"
+    assert not [seed for seed in range(SCHEDULES) if stuck_after_calm(seed, WaitAdds, held_for=2.0)]
+
+
+def test_an_add_at_the_end_of_a_wait_that_is_not_counted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_plain_adds(hold: Any, sent: float) -> None:
+        hold.in_flight += not hold.waited
+        hold.last_sent = sent
+
+    monkeypatch.setattr(_hold.Hold, "sending", only_plain_adds)
+    found = (seed for seed in range(SCHEDULES) if stuck_after_calm(seed, WaitAdds, held_for=2.0))
+    _report("add_after_a_wait_not_counted", next(found, None))
 
 
 def test_without_the_watch_for_late_adds_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ class SimStore:
     """One lock at a store that does exactly what it is asked, when the request arrives."""
 
     late_adds = False
+    wait_adds = False
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -106,7 +107,7 @@ class World:
         self.rng = random.Random(self.seed)
         self.faults = Faults.of(self.rng)
         self.store = self.store_class(self)
-        self.terms = Terms(self.clock, self.rng.random, 3.0, self.store.late_adds)
+        self.terms = Terms(self.clock, self.rng.random, 3.0, self.store.late_adds, 1, self.store.wait_adds)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
 
@@ -166,6 +167,27 @@ class World:
 
         self.at(self.now + there, arrive)
 
+    def block(self, ask: Wait, reply: Callable[[Any], None]) -> None:
+        """Carry `ask` to the store, where it blocks until it is woken, and then adds."""
+        fate = self.fates.pop(0) if self.fates else self._fate()
+        if fate == "request lost":
+            return
+        done = False
+
+        def go_on() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                answer = self.store.handle(Add(ask.key, ask.token, ask.ttl, ask.owner, True, ask.deadline))
+                if fate != "reply lost":
+                    self.at(self.now + self._delay(), lambda: reply(answer))
+
+        def arrive() -> None:
+            self.store.waiting.append(go_on)
+            self.at(min(ask.until, self.now + ask.ttl / 4), go_on)
+
+        self.at(self.now + self._delay() + (self.rng.choice([1.0, 4.0]) if fate == "late" else 0), arrive)
+
 
 class Running:
     """One plan under way in the world."""
@@ -209,6 +231,9 @@ class Running:
         if isinstance(ask, (Sleep, Idle)):
             if ask.until < math.inf:
                 world.at(ask.until, lambda: answer(None))
+        elif isinstance(ask, Wait) and world.store.wait_adds:
+            world.block(ask, answer)
+            world.at(ask.deadline, lambda: answer(Unknown("timed out")))
         elif isinstance(ask, Wait):
             world.store.waiting.append(lambda: world.at(world.now + world._delay(), lambda: answer(None)))
             world.at(ask.until, lambda: answer(None))

@@ -73,7 +73,7 @@ def test_an_unknown_argument_is_a_type_error_as_for_any_function() -> None:
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    assert Options() == (30.0, None, True, None, "atomiclock", None, None)
+    assert Options() == (30.0, None, True, None, "atomiclock", None, None, True)
     assert LockManager("memory://")._core.options() == Options()
 
 

@@ -9,7 +9,7 @@ A fact is a return value. An unknown is an exception, `Unknown`: the policy then
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -99,7 +99,9 @@ class Peek(NamedTuple):
 class Wait(NamedTuple):
     """Return when `key` may be free, at `until` at the latest. To return early is allowed, if not in a loop.
 
-    `since` is when this waiter began, on the monotonic clock; `signals` is what `Busy` said.
+    `since` is when this waiter began, on the monotonic clock; `signals` is what `Busy` said. A backend with
+    `wait_adds = True` adds at the end, with `ttl` and `owner`, and returns what its `add` would: it saves a round
+    trip. The ttl counts from when the wait was sent then, so the wait has to be much shorter.
     """
 
     key: str
@@ -109,10 +111,17 @@ class Wait(NamedTuple):
     signals: bool
     deadline: float
     notes: Notes | None = None
+    ttl: float = 30.0
+    owner: str = ""
 
 
 VERBS = {Add: "add", Remove: "remove", Extend: "extend", Peek: "peek", Wait: "wait"}
 """Which verb of a backend answers which ask."""
+
+
+def verbs_of(backend: Backend) -> dict[type, Callable[[Any], Steps[Any]]]:
+    """The verbs themselves."""
+    return {ask: getattr(backend, verb) for ask, verb in VERBS.items()}
 
 
 class Granted(NamedTuple):
@@ -190,7 +199,13 @@ class Backend(Protocol):
     """Seconds that a call may take when the store does not answer and the caller sets no tighter deadline; one
     request gets half of it."""
     place: str
-    """Where the store is, for people: no secrets."""
+    """Where the store is, for people: no secrets.
+
+    Three more attributes may be set to true: `wait_adds` (see `Wait`); `pipelines`: the channels then have
+    `call_all(requests, deadline)`, which returns the replies to many requests in one round trip; `exact_fence`: the
+    fence is shown as the store has it, so a lock is not passed on within a process, which would need some of its bits.
+    Where waits poll, `longest_pause` says how many seconds pass at most between two tries of a waiter.
+    """
 
     @classmethod
     def from_url(cls, url: URL) -> Backend: ...
@@ -207,7 +222,9 @@ class Backend(Protocol):
 
     def peek(self, ask: Peek) -> Steps[Holder | None]: ...
 
-    def wait(self, ask: Wait) -> Steps[None]: ...
+    def wait(self, ask: Wait) -> Steps[Granted | Busy | None]:
+        """`None`, or, after an add at its end, the answer to that."""
+        ...
 
     def channel(self) -> Channel:
         """A new channel; connects to nothing yet."""

@@ -24,7 +24,7 @@ from django.db import connections, router
 from ..errors import BackendRefused, BackendUnavailable, ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
 from ._django_io import BUSY, AsyncPoolChannel, Pool, PoolChannel
-from ._django_values import Value, nap, packed, unpacked, warn_of_culling
+from ._django_values import LONGEST_PAUSE, Value, nap, packed, unpacked, warn_of_culling
 
 if TYPE_CHECKING:
     from . import AsyncChannel, Channel
@@ -170,6 +170,7 @@ class TableBackend:
         longest_ttl=1e9,
         loses="culling at MAX_ENTRIES; a jump of the machine's clock; removal of the file",
     )
+    longest_pause = 1.5 * LONGEST_PAUSE
 
     def __init__(self, cache: Any, place: str, request_bound: float) -> None:
         self.place = place

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _process
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
-from ._django_values import Value, nap, packed, unpacked, warn_of_culling, warn_once
+from ._django_values import LONGEST_PAUSE, Value, nap, packed, unpacked, warn_of_culling, warn_once
 from ._wire import Nap
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class LocMemBackend:
         longest_ttl=1e9,
         loses="culling at MAX_ENTRIES; a jump of the machine's clock; the end of the process",
     )
+    longest_pause = 1.5 * LONGEST_PAUSE
 
     def __init__(self, cache: Any, place: str, request_bound: float) -> None:
         self._cache = cache

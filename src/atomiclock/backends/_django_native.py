@@ -127,6 +127,9 @@ class WholeNumbers:
     def __init__(self, inner: Any, for_tasks: type | None) -> None:
         self.traits = inner.traits
         self.request_bound = inner.request_bound
+        self.wait_adds = getattr(inner, "wait_adds", False)
+        self.pipelines = getattr(inner, "pipelines", False)
+        self.longest_pause = getattr(inner, "longest_pause", 0.0)
         self.place = inner.place
         self._inner = inner
         self._for_tasks = for_tasks
@@ -147,8 +150,8 @@ class WholeNumbers:
         holder: Holder | None = yield from self._inner.peek(ask)
         return holder and holder._replace(token=from_number(holder.token))
 
-    def wait(self, ask: Wait) -> Steps[None]:
-        steps: Steps[None] = self._inner.wait(ask._replace(token=to_number(ask.token)))
+    def wait(self, ask: Wait) -> Steps[Granted | Busy | None]:
+        steps: Steps[Granted | Busy | None] = self._inner.wait(ask._replace(token=to_number(ask.token)))
         return steps
 
     def channel(self) -> Channel:

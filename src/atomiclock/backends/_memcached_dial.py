@@ -18,7 +18,7 @@ from ._memcached_greet import greet
 from ._memcached_reader import Reader
 from ._memcached_target import Target
 from ._meta import Facts
-from ._wire import AsyncDial, AsyncWire, DeadlineSocket, Dial, Nap, Wire
+from ._wire import MORE, AsyncDial, AsyncWire, DeadlineSocket, Dial, Nap, Wire
 
 
 class Link(DeadlineSocket):
@@ -135,9 +135,8 @@ def _perform(questions: Generator[Any, Any, Facts], link: Link) -> Facts:
             reply = None
             continue
         link.sendall(request)
-        while (found := reader.get(request)) is None:
+        while (reply := reader.get(request)) is MORE:
             reader.feed(_some(link.recv(65536)))
-        reply = found.value
 
 
 class _Writer:
@@ -207,9 +206,8 @@ async def _perform_async(
             reply = None
             continue
         writer.write(request)
-        while (found := reader.get(request)) is None:
+        while (reply := reader.get(request)) is MORE:
             reader.feed(_some(await stream.read(65536)))
-        reply = found.value
 
 
 def _some(data: bytes) -> bytes:

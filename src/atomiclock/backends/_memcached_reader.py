@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from ._meta import Facts, Failure, Found, OtherLife, TooFar, foreign
-from ._wire import Reply
+from ._wire import MORE
 
 LONGEST = 1 << 18
 """Bytes: a lock's replies, and the server's statistics, are far shorter."""
@@ -59,15 +59,15 @@ class Reader:
         if len(self._buffer) > LONGEST:
             raise ValueError("the server's reply is too long for a lock's")
 
-    def get(self, request: Any) -> Reply | None:
+    def get(self, request: Any) -> Any:
         if self._unsent is not None:
             value, self._unsent = self._unsent, None
-            return Reply(value)
+            return value
         if not self._buffer:
-            return None
+            return MORE
         end = self._buffer.find(b"\n")
         if end < 0:
-            return None
+            return MORE
         if self._buffer.startswith((b"ERROR", b"CLIENT_ERROR ", b"SERVER_ERROR ")):
             value, self._at = Failure(self._buffer[:end].decode("utf-8", "replace").strip()), end + 1
         else:
@@ -75,11 +75,11 @@ class Reader:
             try:
                 value = request.read(self)
             except _Incomplete:
-                return None
+                return MORE
             except IndexError:
                 raise foreign(self._buffer) from None
         self._buffer = self._buffer[self._at :]
-        return Reply(value)
+        return value
 
     def line(self) -> bytes:
         end = self._buffer.find(b"\n", self._at)

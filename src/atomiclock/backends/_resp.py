@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._wire import Reply
+from ._wire import MORE, Several
 
 LONGEST = 1 << 20
 """Bytes: a lock's replies are far shorter, so a longer one is not a lock's."""
@@ -22,9 +22,14 @@ class _Incomplete(Exception):
     pass
 
 
+def bulk(part: bytes) -> bytes:
+    """A part of a command. It is sent with its length, so no byte in it can be read as anything else."""
+    return b"$%d\r\n%b\r\n" % (len(part), part)
+
+
 def pack(*parts: bytes) -> bytes:
-    """A command. Every part is sent with its length, so no byte in it can be read as anything else."""
-    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+    """A command."""
+    return b"*%d\r\n" % len(parts) + b"".join(map(bulk, parts))
 
 
 class Reader:
@@ -45,17 +50,17 @@ class Reader:
         if len(self._buffer) > LONGEST:
             raise ValueError("the server's reply is too long for a lock's")
 
-    def get(self, request: bytes = b"") -> Reply | None:  # noqa: ARG002  # replies come in order
-        """The next reply, or `None` until more was fed."""
+    def get(self, request: bytes = b"") -> Any:
+        """The next reply, or `MORE` until that was fed; for `Several` requests, the list of theirs."""
         if not self._buffer:
-            return None
+            return MORE
         self._at = 0
         try:
-            value = self._value(0)
+            value = [self._value(0) for _ in range(request.number)] if isinstance(request, Several) else self._value(0)
         except _Incomplete:
-            return None
+            return MORE
         self._buffer = self._buffer[self._at :]
-        return Reply(value)
+        return value
 
     def _line(self) -> bytes:
         end = self._buffer.find(b"\r\n", self._at)

@@ -113,6 +113,7 @@ def _is_ours(db: sqlite3.Connection) -> bool:
 
 
 def _set_up(db: sqlite3.Connection, path: str) -> None:
+    db.execute("PRAGMA page_size = 1024")  # a lock is short: what is logged for each change is a page (14 us less)
     db.execute("BEGIN IMMEDIATE")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if _is_ours(db):

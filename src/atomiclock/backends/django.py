@@ -56,6 +56,7 @@ class DjangoBackend:
         self.request_bound = inner.request_bound
         self.wait_adds = getattr(inner, "wait_adds", False)
         self.pipelines = getattr(inner, "pipelines", False)
+        self.longest_pause = getattr(inner, "longest_pause", 0.0)
         self.place = inner.place
         self._inner = inner
         self._cache = cache

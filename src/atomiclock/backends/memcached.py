@@ -28,13 +28,14 @@ from ._memcached_dial import async_dial, dial
 from ._memcached_greet import CATCH_UP, SLOW
 from ._memcached_target import Target, of_client, of_url
 from ._meta import Done, Drop, Failure, Found, Gone, Look, Other, Put, Stats, Stored, TooFar
-from ._wire import AsyncWireChannel, Nap, WireChannel
+from ._wire import Nap
+from ._wire_pool import AsyncWireChannel, WireChannel
 
 if TYPE_CHECKING:
     from . import AsyncChannel, Channel, Notes
 
 LIFE = 1 << 22
-"""What one second of the server's life is worth in a fence: below 2**53 until 2038, so it fits a JSON number."""
+"""What one second of the server's life is worth in a fence: below 2**53 until 2038, and 256 times that fits 64 bits."""
 LONGEST_KEY = 250
 """Bytes that memcached takes for a key."""
 LONGEST_OWNER = 200
@@ -43,7 +44,7 @@ TRIES = 4
 """How often a version that changed under our hands is looked up, by a renewal of our own, or before 1.6.24 by a move
 of the item to another place in the server's memory."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
-"""Seconds between a waiter's tries; an eighth of the time waited in between."""
+"""Seconds between a waiter's tries; an eighth of the time waited in between. Half more or less at random."""
 
 # What pymemcache and its like let through as a key: no white space, no zero byte, 250 bytes.
 _KEY = re.compile(rb"[^\0\t\n\v\f\r ]{1,250}")
@@ -92,6 +93,7 @@ class MemcachedBackend:
         loses="a restart or flush of the server; eviction when its memory is full; a server stopped and continued",
         late_adds="possible",
     )
+    longest_pause = 1.5 * LONGEST_PAUSE
 
     def __init__(self, target: Target, prefix: bytes = b"", request_bound: float = 3.0) -> None:
         self.place = target.place

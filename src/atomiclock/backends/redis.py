@@ -17,7 +17,6 @@ too, comes between a request and its reply (redis-py 8.1 pools it, and the next 
 
 from __future__ import annotations
 
-import hashlib
 import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,9 +29,11 @@ from .._url import URL, mask
 from ..errors import ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
 from ._redis_dial import NOT_OURS, async_dial, dial
-from ._redis_errors import checked, refuses
-from ._resp import ServerError, pack
-from ._wire import AsyncWireChannel, Nap, WireChannel
+from ._redis_errors import refuses
+from ._redis_scripts import ADD, EXTEND, PEEK, REMOVE, keys_of
+from ._resp import ServerError, bulk
+from ._wire import Nap, Room
+from ._wire_pool import AsyncWireChannel, WireChannel
 
 if TYPE_CHECKING:
     from . import AsyncChannel, Channel
@@ -45,69 +46,12 @@ FOREIGN_POLL = 0.1
 """Seconds between tries while the holder is other software, whose release wakes nobody."""
 BLPOP_LATE = 0.1
 """Seconds by which an idle server ends a BLPOP late: it looks at its clock 10 times a second (measured, 7.0)."""
-
-
-class Script:
-    """A script of the server, sent by its digest, and in full when the server does not know it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text.encode()
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
-
-    def run(self, keys: list[bytes], *args: bytes | int) -> Steps[Any]:
-        rest = [b"%d" % len(keys), *keys, *[a if isinstance(a, bytes) else b"%d" % a for a in args]]
-        reply = yield pack(b"EVALSHA", self.sha, *rest)
-        if isinstance(reply, ServerError) and reply.code == "NOSCRIPT":  # nothing was done
-            reply = yield pack(b"EVAL", self.text, *rest)
-        return checked(reply)
-
-
-# KEYS: lock, info, waiting, tombstone. ARGV: token, ttl in ms, owner, ms to note that we wait (0: we do not)
-ADD = Script("""
-if redis.call('EXISTS', KEYS[4]) == 1 then return {-1} end
-local repeated = 0
-if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  local held = redis.call('GET', KEYS[1])
-  if held ~= ARGV[1] then
-    if ARGV[4] ~= '0' then redis.call('SET', KEYS[3], '', 'PX', ARGV[4]) end
-    return {0, redis.call('PTTL', KEYS[1]), held, redis.call('GET', KEYS[2])}
-  end
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
-  repeated = 1
-end
-local now = redis.call('TIME')
-local fence = now[1] .. string.format('%06d', now[2])
-redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. fence .. ' ' .. ARGV[3], 'PX', ARGV[2])
-return {1, fence, repeated}
-""")
-
-# KEYS: lock, info, waiting, tombstone, wake. ARGV: token, adds in flight, tombstone in ms, wake-up in ms
-REMOVE = Script("""
-local held = redis.pcall('GET', KEYS[1])
-local mine = held == ARGV[1]
-local flying = tonumber(ARGV[2])
-if mine then
-  redis.call('DEL', KEYS[1], KEYS[2])
-  flying = flying - 1
-end
-if flying > 0 then redis.call('SET', KEYS[4], '', 'PX', ARGV[3]) end
-if (mine or not held) and redis.call('EXISTS', KEYS[3]) == 1 then
-  redis.call('DEL', KEYS[5])
-  redis.call('RPUSH', KEYS[5], '')
-  redis.call('PEXPIRE', KEYS[5], ARGV[4])
-end
-return mine and 1 or 0
-""")
-
-# KEYS: lock, info. ARGV: token, ttl in ms
-EXTEND = Script("""
-if redis.pcall('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])
-""")
-
-# KEYS: lock, info
-PEEK = Script("return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1]), redis.call('GET', KEYS[2])}")
+CROWDED = (0.025, 0.5)
+"""Seconds between tries, from the first to the last, while all connections that may wait at the server do so."""
+GIVEN_WAY = 0.2
+"""Seconds that a process which has woken a waiter of another waits to be woken, before it asks for the lock again."""
+JUST_NOW = 0.02
+"""Seconds after a release that has woken a waiter during which the lock is his."""
 
 
 class Info(NamedTuple):
@@ -133,8 +77,14 @@ def milliseconds(seconds: float) -> int:
     return -int(-seconds * 1000 // 1)
 
 
+_TOMBSTONE, _WAKE = b"%d" % milliseconds(TOMBSTONE), b"%d" % milliseconds(WAKE)
+_BLPOP = b"*3\r\n" + bulk(b"BLPOP")
+
+
 class RedisBackend:
     """Locks on one Redis or Valkey server."""
+
+    wait_adds = pipelines = True
 
     traits = Traits(
         scope="network",
@@ -151,6 +101,7 @@ class RedisBackend:
     ) -> None:
         self.place = place
         self.request_bound = request_bound
+        self._contended: dict[str, float] = {}  # keys whose release has just woken a waiter, and when
         self._classes = classes  # redis-py's connection for threads and for tasks
         self._kwargs = kwargs
 
@@ -202,20 +153,25 @@ class RedisBackend:
         pair = (pool.connection_class, None) if colour == "sync" else (None, pool.connection_class)
         return cls(pair, kwargs, f"redis client of {where}")
 
-    def _keys(self, key: str, *companions: str) -> list[bytes]:
-        lock = key.encode("utf-8", "surrogatepass")
-        # In a cluster the companions must be in the lock's slot: that of what is in its braces, else of all of it.
-        start, end = lock.find(b"{"), lock.find(b"}", lock.find(b"{"))
-        stem = lock if start >= 0 and end > start + 1 else b"{" + lock + b"}"
-        return [lock, *[stem + b":" + name.encode() for name in companions]]
-
     def add(self, ask: Add) -> Steps[Granted | Busy]:
-        keys = self._keys(ask.key, "info", "waiting", ask.token)
-        note = milliseconds(2 * WAKE) if ask.waiting else 0
-        owner = ask.owner.encode("utf-8", "replace")
-        reply = yield from ADD.run(keys, ask.token.encode(), milliseconds(ask.ttl), owner, note)
+        if ask.waiting and self._just_left_to_another(ask):
+            return Busy(GIVEN_WAY)
+        return (yield from self._add(ask, ask.waiting))
+
+    def _just_left_to_another(self, ask: Add) -> bool:
+        """Whether our own release has just woken a waiter: it is the other's turn, so there is no point in asking."""
+        now = _process.clock()
+        return now - self._contended.pop(ask.key, 0.0) < JUST_NOW and ask.deadline - now > 4 * GIVEN_WAY
+
+    def _add(self, ask: Add | Wait, waiting: bool, after: bytes | None = None) -> Steps[Granted | Busy]:
+        keys, token = keys_of(ask.key), ask.token
+        note = b"%d" % milliseconds(2 * WAKE) if waiting else b"0"
+        ttl, owner = b"%d" % milliseconds(ask.ttl), ask.owner.encode("utf-8", "replace")
+        reply = yield from ADD.run(keys.three + keys.of(token), token.encode(), ttl, owner, note, after=after)
+        if type(reply) is bytes:
+            return Granted(int(reply))
         if reply[0] == 1:
-            return Granted(int(reply[1]), repeated=reply[2] == 1)
+            return Granted(int(reply[1]), repeated=True)
         if reply[0] == 0:
             info = info_of(reply[2], reply[3])
             left = reply[1] / 1000 if reply[1] >= 0 else None
@@ -223,17 +179,21 @@ class RedisBackend:
         raise Unknown("the attempt had been given up already", sent=False)
 
     def remove(self, ask: Remove) -> Steps[bool]:
-        keys = self._keys(ask.key, "info", "waiting", ask.token, "wake")
-        tombstone, wake = milliseconds(TOMBSTONE), milliseconds(WAKE)
-        reply = yield from REMOVE.run(keys, ask.token.encode(), ask.in_flight, tombstone, wake)
-        return bool(reply == 1)
+        keys = keys_of(ask.key)
+        places = keys.three + keys.wake + keys.of(ask.token)
+        reply = yield from REMOVE.run(places, ask.token.encode(), b"%d" % ask.in_flight, _TOMBSTONE, _WAKE)
+        if reply == 3:
+            if len(self._contended) > 1000:
+                self._contended.clear()
+            self._contended[ask.key] = _process.clock()
+        return bool(reply & 1)
 
     def extend(self, ask: Extend) -> Steps[bool]:
-        keys = self._keys(ask.key, "info")
-        return bool((yield from EXTEND.run(keys, ask.token.encode(), milliseconds(ask.ttl))) == 1)
+        reply = yield from EXTEND.run(keys_of(ask.key).pair, ask.token.encode(), b"%d" % milliseconds(ask.ttl))
+        return bool(reply == 1)
 
     def peek(self, ask: Peek) -> Steps[Holder | None]:
-        token, left, said = yield from PEEK.run(self._keys(ask.key, "info"))
+        token, left, said = yield from PEEK.run(keys_of(ask.key).pair)
         if token is None:
             return None
         info = info_of(token, said)
@@ -241,16 +201,19 @@ class RedisBackend:
         text = token.decode("utf-8", "replace")
         return Holder(info.owner, text, info.fence, remaining) if info else Holder(None, text, None, remaining)
 
-    def wait(self, ask: Wait) -> Steps[None]:
-        until = ask.until
+    def wait(self, ask: Wait) -> Steps[Granted | Busy]:
+        """Blocks until it is woken and adds then, in one request: nobody comes in between."""
+        now = _process.clock()
+        until = min(ask.until, now + ask.ttl / 4)  # the ttl counts from here
         if not ask.signals:
-            until = min(until, _process.clock() + FOREIGN_POLL * (0.5 + random.random()))
-        wake = self._keys(ask.key, "wake")[1]
-        left = until - _process.clock() - BLPOP_LATE
-        if left > 0:  # 0 would be for ever, and Redis 6 knows milliseconds
-            checked((yield pack(b"BLPOP", wake, b"%.3f" % max(0.001, left))))
-        else:
-            yield Nap(min(until, _process.clock() + BLPOP_LATE / 4))
+            until = min(until, now + FOREIGN_POLL * (0.5 + random.random()))
+        left = until - now - BLPOP_LATE
+        if left > 0 and (yield Room()):  # 0 would be for ever, and Redis 6 knows milliseconds
+            wait = _BLPOP + keys_of(ask.key).wake + bulk(b"%.3f" % max(0.001, left))
+            return (yield from self._add(ask, True, wait))
+        pause = BLPOP_LATE / 4 if left <= 0 else max(CROWDED[0], min(CROWDED[1], (now - ask.since) / 8))
+        yield Nap(min(until, now + pause * (0.5 + random.random())))
+        return (yield from self._add(ask, True))
 
     def channel(self) -> Channel:
         opens = dial(self._classes[0], self._kwargs, self.request_bound, self.place)
@@ -263,7 +226,9 @@ class RedisBackend:
 
 def _fit(reply: Any) -> bool:
     """One that refuses us may lead to another server next time, after a failover or a change of users."""
-    return not refuses(reply)
+    if type(reply) is list:
+        return all(map(_fit, reply))
+    return type(reply) is not ServerError or not refuses(reply)
 
 
 def _text(_: str, text: str) -> str:

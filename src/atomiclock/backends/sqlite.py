@@ -125,8 +125,12 @@ class SQLiteBackend:
         key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
 
         def attempt(db: sqlite3.Connection) -> tuple[bool, bool]:
+            if RETURNING:  # waiters are counted in the removal's own transaction: they register first and look then
+                waiters = db.execute(_REMOVE_AND_LOOK, (key, ask.token)).fetchall()
+                if waiters:
+                    return True, bool(waiters[0][0])
+                return False, _somebody_waits(db, key)
             removed = db.execute("DELETE FROM locks WHERE key = ? AND token = ?", (key, ask.token)).rowcount == 1
-            # Looked for after the removal is there for all to see: a waiter registers first and looks afterwards.
             return removed, _somebody_waits(db, key)
 
         def wake(db: sqlite3.Connection) -> None:
@@ -187,6 +191,10 @@ class SQLiteBackend:
         return AsyncFileChannel(self._path, self._durable)
 
 
+RETURNING = sqlite3.sqlite_version_info >= (3, 35)
+_REMOVE_AND_LOOK = """
+DELETE FROM locks WHERE key = ? AND token = ? RETURNING EXISTS (SELECT 1 FROM waiters WHERE waiters.key = locks.key)
+"""
 _INSERT = """
 INSERT INTO locks (key, token, owner, expires, boot, space, pid, started) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """

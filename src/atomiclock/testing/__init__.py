@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ._suite import BackendSuite
 
 _WITH_ASSERTS = (
-    "_contract", "_exclusion", "_expiry", "_failures", "_fences", "_leases", "_leftovers", "_names", "_processes",
-    "_renewal", "_traits", "_verbs", "_waiting",
+    "_contract", "_exclusion", "_expiry", "_failures", "_fences", "_leases", "_leftovers", "_line", "_names",
+    "_processes", "_renewal", "_traits", "_verbs", "_waiting",
 )  # fmt: skip
 
 

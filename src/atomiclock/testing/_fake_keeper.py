@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections import ChainMap, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -73,7 +73,7 @@ class FakeKeeper:
 
     def renew_now(self, token: str) -> None:
         """Renew the lease of `token` at the next turn, if it is renewed at all: it finds out what happened to it."""
-        hold = self.book.live.get(token)
+        hold = next((hold for hold in self.book.live if hold.token == token), None)
         if hold is not None:
             self.book.works(hold.io)
             self.book.again(hold, self._clock())
@@ -197,7 +197,7 @@ class _Router:
 
     @property
     def book(self) -> Any:
-        return SimpleNamespace(live=ChainMap(self._real().book.live, *(keeper.book.live for keeper in self._fakes())))
+        return SimpleNamespace(live=self._real().book.live.union(*(keeper.book.live for keeper in self._fakes())))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real(), name)

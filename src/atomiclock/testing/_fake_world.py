@@ -83,7 +83,7 @@ class Fake:
 
     def expect(self, hold: Hold, loop: Loop | None) -> None:
         """Count a thread or task that was just granted a lock as working until its keeper knows the lease."""
-        if hold.state == HELD and (hold.renew or hold.on_lost is not None) and hold.token not in self.keeper.book.live:
+        if hold.state == HELD and (hold.renew or hold.on_lost is not None) and hold not in self.keeper.book.live:
             self.clock.count(loop, 1)
             self.keeper.expected[hold.token] = lambda: self.clock.count(loop, -1)
 
@@ -156,7 +156,7 @@ def close_fake(fake: Fake) -> None:
     """Lose all, tell nobody, and send away who waits."""
     with fake.clock.mutex:
         fake.closed = True
-        for hold in list(fake.keeper.book.live.values()):
+        for hold in list(fake.keeper.book.live):
             fake.keeper.discard(hold)
         fake.locks.clear()
         fake.clock.wake_all()

@@ -9,6 +9,7 @@ from ._failures import FailureLaws
 from ._fences import FenceLaws
 from ._leases import LeaseLaws
 from ._leftovers import LeftoverLaws
+from ._line import LineLaws
 from ._names import NameLaws
 from ._processes import ProcessLaws
 from ._renewal import RenewalLaws
@@ -20,6 +21,7 @@ from ._waiting import WaitingLaws
 class BackendSuite(
     ExclusionLaws,
     WaitingLaws,
+    LineLaws,
     ExpiryLaws,
     LeaseLaws,
     RenewalLaws,

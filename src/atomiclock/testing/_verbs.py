@@ -10,7 +10,7 @@ import pytest
 
 from .. import _process
 from ..backends import Add, Busy, Extend, Granted, Holder, Peek, Remove, Traits, Unknown, Wait
-from ._base import SLACK, Laws, Threads, key_for
+from ._base import SLACK, Laws, Threads, key_for, needs
 from ._facade import Locks
 
 
@@ -38,7 +38,13 @@ class Verbs:
 
     def wait(self, token: str, seconds: float, signals: bool = True) -> Any:
         now = _process.clock()
-        return self._locks.perform(Wait(self.key, token, now, now + seconds, signals, now + seconds + 5))
+        until = now + seconds
+        return self._locks.perform(Wait(self.key, token, now, until, signals, until + 5, {}, 20.0, "owner"))
+
+    @property
+    def wait_adds(self) -> bool:
+        """Whether a wait ends with an add."""
+        return bool(self._locks.manager._core.terms.wait_adds)
 
 
 class VerbLaws(Laws):
@@ -113,15 +119,31 @@ class VerbLaws(Laws):
         verbs.add("a" * 32)
         assert isinstance(verbs.add("b" * 32, waiting=True), Busy)
         begun = time.monotonic()
-        assert verbs.wait("b" * 32, 0.1, signals=signals) is None
+        assert not isinstance(verbs.wait("b" * 32, 0.1, signals=signals), Granted)
         assert time.monotonic() - begun <= 0.1 + SLACK
         verbs.remove("b" * 32)
         assert verbs.peek().token == "a" * 32
 
     def test_a_wait_for_what_is_free_ends_in_time(self, verbs: Verbs) -> None:
         begun = time.monotonic()
-        assert verbs.wait("b" * 32, 0.1) is None
+        answer = verbs.wait("b" * 32, 0.1)
+        assert isinstance(answer, Granted) if verbs.wait_adds else answer is None
         assert time.monotonic() - begun <= 0.1 + SLACK
+        verbs.remove("b" * 32)
+
+    def test_a_wait_that_adds_ends_with_the_lock_of_the_waiter(self, verbs: Verbs) -> None:
+        needs(verbs.wait_adds, "its waits do not add")
+        verbs.add("a" * 32)
+        verbs.add("b" * 32, waiting=True)
+        answers: list[Any] = []
+        with Threads() as threads:
+            threads.start(lambda: answers.append(verbs.wait("b" * 32, 4.0)))
+            time.sleep(0.1)
+            verbs.remove("a" * 32)
+        assert isinstance(answers[0], Granted)
+        holder = verbs.peek()
+        assert (holder.token, holder.owner, holder.fence) == ("b" * 32, "owner", answers[0].fence)
+        assert holder.remaining <= 20
         verbs.remove("b" * 32)
 
     def test_a_wait_ends_at_the_removal(self, verbs: Verbs, traits: Traits) -> None:

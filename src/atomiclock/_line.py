@@ -1,0 +1,232 @@
+"""The waiters of one process: for each lock a line, first come first served, of whom one at a time asks the store.
+
+So what a store has to do grows with the processes that wait and not with the waiters. While the process holds a
+lock, a release may also pass it on to the next in line without telling the store ("lock cohorting", Dice, Marathe
+and Shavit, PPoPP 2012): for a bounded number of turns and a bounded time, so that other processes are not starved.
+
+No I/O, and the policy does not know of it: a manager enters the line before the plan `acquire` and leaves it after
+the plan `release`. What passing on has to change is done in steps that can be repeated, and begins with one store
+that says who gets the lock: if a signal interrupts in between, whoever comes next completes it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Generic, Protocol, TypeVar
+
+from ._hold import HELD, RELEASED, TRYING, Hold
+from ._keep import Book
+from .errors import BackendUnavailable
+
+TURNS = 100
+"""How often a process passes a lock on before it gives it back."""
+SPAN = 0.1
+"""Seconds after its grant for which a process passes a lock on."""
+FENCE_BITS = 8
+"""Low bits of a fence, for the turns: the store's own number is above them."""
+LOOK_AGAIN = 10.0
+"""Seconds after which a waiter looks by itself whether it is its turn: a wake-up that a signal tore costs no more."""
+
+
+def must_watch(front: Hold, book: Book) -> bool:
+    """Whether the keeper has to be told of `front`, so that those behind hear of its end."""
+    return front.state == HELD and front not in book.live
+
+
+class Gate(Protocol):
+    """Where one waiter waits. `open` may be called by any thread, any number of times."""
+
+    def open(self) -> None: ...
+
+
+G = TypeVar("G", bound=Gate)
+
+
+class Ticket(Generic[G]):
+    """A place in a line."""
+
+    __slots__ = ("error", "gate", "hold")
+
+    def __init__(self, hold: Hold, gate: G) -> None:
+        self.hold = hold
+        self.gate = gate
+        self.error: BaseException | None = None
+
+
+_NOBODY: OrderedDict[Hold, Ticket[Any]] = OrderedDict()
+"""Who waits behind most locks, so that those need no dictionary of their own. Never changed."""
+
+
+class Line:
+    """Who is in front: it holds the lock, or asks the store for it. And who waits behind."""
+
+    __slots__ = ("front", "passing", "rested", "since", "turns", "waiting")
+
+    def __init__(self, front: Hold) -> None:
+        self.front = front
+        self.rested: float | None = None
+        self.waiting = _NOBODY
+        self.turns = 0
+        self.since = 0.0
+        self.passing: tuple[Hold, Ticket[Any]] | None = None
+
+
+class Lines:
+    """All lines of one store in this process (or on one event loop). `mutex` guards them."""
+
+    def __init__(self, mutex: AbstractContextManager[Any], clock: Callable[[], float]) -> None:
+        self._mutex = mutex
+        self._clock = clock
+        self._lines: dict[str, Line] = {}
+
+    def enter(self, hold: Hold, gate: Callable[[], G]) -> Ticket[G] | None:
+        """A place in the line for the key of `hold`, or `None`: it is in front, and asks the store."""
+        line = Line(hold)
+        if self._lines.setdefault(hold.key, line) is line:
+            return None
+        with self._mutex:
+            line = self._lines.setdefault(hold.key, line)
+            if line.front is hold:
+                return None
+            self._complete(line)
+            if line.waiting is _NOBODY:
+                line.waiting = OrderedDict()
+            ticket = line.waiting[hold] = Ticket(hold, gate())
+            if self._gone(line.front):
+                self._advance(hold.key, line)
+            return ticket
+
+    def granted(self, hold: Hold) -> bool:
+        """Note that the store granted the lock to `hold`. True if others wait behind it."""
+        line = self._lines.get(hold.key)
+        if line is None or line.front is not hold:
+            return False
+        line.turns, line.since = 0, self._clock()
+        return bool(line.waiting)
+
+    def served(self, ticket: Ticket[Any], waited: float) -> bool:
+        """Whether it is the turn of `ticket` to ask the store, or it has the lock already. Raises what failed."""
+        if ticket.hold.state == HELD or self.front(ticket.hold.key) is ticket.hold:
+            return True
+        if ticket.error is not None:
+            name = ticket.hold.name
+            said = f"could not acquire the lock {name!r} in {waited:.3g} s: {ticket.error}"
+            raise BackendUnavailable(said, name=name) from ticket.error
+        return False
+
+    def owner(self, key: str) -> str | None:
+        front = self.front(key)
+        return None if front is None else front.owner
+
+    def rest(self, hold: Hold, pause: float) -> float:
+        """Seconds for which `hold` is to leave the lock to other processes: `pause`, a ninth of the time.
+
+        A store that cannot wake waiters serves whoever asks first after a release, and we always know of ours.
+        """
+        line, now = self._lines.get(hold.key), self._clock()
+        if line is None:
+            return 0.0
+        if line.rested is None:
+            line.rested = now
+        if now - line.rested < 9 * pause:
+            return 0.0
+        line.rested = now
+        return pause
+
+    def front(self, key: str) -> Hold | None:
+        line = self._lines.get(key)
+        return None if line is None else line.front
+
+    def pass_on(self, hold: Hold) -> bool:
+        """Whether the lock that `hold` has went to the next in line, who need not ask the store."""
+        line = self._lines.get(hold.key)
+        if line is None or not line.waiting:
+            return False
+        with self._mutex:
+            self._complete(line)
+            if line.front is not hold or not line.waiting:
+                return False
+            ticket = next(iter(line.waiting.values()))
+            if not self._may_pass(line, hold, ticket.hold):
+                return False
+            line.passing = (hold, ticket)  # from here on it is the other's, whatever interrupts us
+            self._complete(line)
+            return True
+
+    def _may_pass(self, line: Line, hold: Hold, other: Hold) -> bool:
+        now = self._clock()
+        return (
+            line.turns < TURNS
+            and now - line.since < SPAN
+            and hold.state == HELD
+            and hold.releases_unanswered == 0
+            and hold.valid_until - now > hold.ttl / 2
+            and hold.passes_to(other)
+        )
+
+    def passed(self, hold: Hold) -> bool:
+        """Whether the lock of `hold` went to another, if need be by completing what was interrupted."""
+        line = self._lines.get(hold.key)
+        if line is not None and line.passing is not None:
+            with self._mutex:
+                self._complete(line)
+        return hold.state == RELEASED
+
+    def withdraw(self, hold: Hold) -> None:
+        """`hold` waits no more. If it is in front by now it stays there, until it leaves."""
+        line = self._lines.get(hold.key)
+        if line is not None:
+            with self._mutex:
+                self._complete(line)
+                line.waiting.pop(hold, None)
+
+    def leave(self, hold: Hold) -> None:
+        """`hold` has nothing to do with the lock any more: the next in line asks the store."""
+        line = self._lines.get(hold.key)
+        if line is None:
+            return
+        with self._mutex:
+            self._complete(line)
+            line.waiting.pop(hold, None)  # also of who is in front, if a signal came between the two
+            if line.front is hold:
+                self._advance(hold.key, line)
+
+    def fail(self, hold: Hold, error: BaseException) -> None:
+        """`hold` was in front and the store did not answer it: those behind have waited for the same answer."""
+        line = self._lines.get(hold.key)
+        if line is None or line.front is not hold:
+            return
+        with self._mutex:
+            waiting = list(line.waiting.values())
+            for ticket in waiting:
+                ticket.error = error
+                ticket.gate.open()
+
+    def _advance(self, key: str, line: Line) -> None:
+        """Let the next in line be in front; without one the line is gone."""
+        while line.waiting:
+            hold, ticket = next(iter(line.waiting.items()))
+            line.front = hold
+            ticket.gate.open()
+            line.waiting.pop(hold, None)
+            if hold.state == TRYING:
+                return
+        self._lines.pop(key, None)
+
+    def _gone(self, hold: Hold) -> bool:
+        return hold.state not in (TRYING, HELD) or (hold.state == HELD and hold.over(self._clock()))
+
+    def _complete(self, line: Line) -> None:
+        """Complete what was begun to be passed on. Each step may be repeated."""
+        if line.passing is None:
+            return
+        hold, ticket = line.passing
+        ticket.hold.take_over(hold, self._clock())
+        line.waiting.pop(ticket.hold, None)
+        if line.front is hold:
+            line.turns += 1
+            line.front = ticket.hold
+        line.passing = None
+        ticket.gate.open()

@@ -1,0 +1,55 @@
+"""What belongs to one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary, ref
+
+T = TypeVar("T")
+
+
+class ByLoop(Generic[T]):
+    """A value for each event loop. Most programs have one: the last that was asked for is found at once."""
+
+    __slots__ = ("_all", "_last")
+
+    def __init__(self) -> None:
+        self._all: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
+        self._last: tuple[ref[asyncio.AbstractEventLoop], T] | None = None  # one reference, so that threads may race
+
+    def get(self) -> T | None:
+        """That of the running loop."""
+        loop, last = asyncio.get_running_loop(), self._last
+        if last is not None and last[0]() is loop:
+            return last[1]
+        value = self._all.get(loop)
+        if value is not None:
+            self._last = (ref(loop), value)
+        return value
+
+    def put(self, value: T) -> T:
+        """Make `value` that of the running loop; returns it."""
+        self._forget_closed()
+        loop = asyncio.get_running_loop()
+        self._all[loop] = value
+        self._last = (ref(loop), value)
+        return value
+
+    def _forget_closed(self) -> None:
+        """Drop what belongs to loops that ended without telling their generators: the values keep them alive."""
+        for loop in list(self._all):
+            if loop.is_closed():
+                self._all.pop(loop, None)
+
+    def pop(self) -> T | None:
+        """Forget that of the running loop; returns it."""
+        self._last = None
+        return self._all.pop(asyncio.get_running_loop(), None)
+
+    def values(self) -> list[T]:
+        return list(self._all.values())
+
+    def clear(self) -> None:
+        self._last = None
+        self._all = WeakKeyDictionary()

@@ -1,0 +1,304 @@
+"""Pools of connections to one server, for threads and for tasks, with one deadline for each exchange.
+
+A connection is either idle in the pool, clean, or in one caller's hands: whatever comes between a request and the last
+byte of its reply, a signal or a cancellation too, closes it, so that no reply is ever taken for the answer to another
+request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections import deque
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from .. import _process
+from . import Unknown
+from ._wire import MORE, TO_CHANNEL, AsyncDial, AsyncWire, Blocking, Dial, Fit, Room, Several, Wire
+
+MOST = 64
+"""Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
+LOOK_AGAIN = 0.25
+"""Seconds after which who waits for a connection looks by itself whether there is one."""
+
+
+class Seat:
+    """The right to one open connection. It ends with that, or when nobody has it, whatever interrupted whom."""
+
+    __slots__ = ("__weakref__", "blocked", "open")
+
+    def __init__(self) -> None:
+        self.open = True
+        self.blocked = False
+
+
+class Seats:
+    """How many connections a channel may have open."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.RLock()
+        self._taken: list[weakref.ref[Seat]] = []
+
+    def take(self) -> Seat | None:
+        with self._mutex:
+            self._taken = [ref for ref in self._taken if (seat := ref()) is not None and seat.open]
+            if len(self._taken) >= MOST:
+                return None
+            seat = Seat()
+            self._taken.append(weakref.ref(seat))
+            return seat
+
+    def may_block(self) -> bool:
+        """Whether one more may be kept by a blocking request, so that others go on."""
+        seats = [ref() for ref in self._taken]
+        return sum(seat.blocked and seat.open for seat in seats if seat is not None) < MOST // 2
+
+
+class WireChannel:
+    """Connections for threads. Requests are bytes for the server, or a `Nap`."""
+
+    def __init__(self, dial: Dial, fit: Fit, place: str) -> None:
+        self._dial = dial
+        self._fit = fit
+        self._place = place
+        self._idle: list[Wire] = []
+        self._seats = Seats()
+        self._queue: deque[SimpleQueue[Wire | None]] = deque()
+
+    def call(self, request: Any, deadline: float) -> Any:
+        if isinstance(request, TO_CHANNEL):
+            return self._perform(request)
+        wire = self._pooled()
+        fresh = wire is None
+        if wire is None:
+            wire = self._open_or_queue(deadline)
+        sock, reader, seat = wire
+        seat.blocked = isinstance(request, Blocking)
+        done = False
+        try:
+            sock.deadline = deadline
+            sock.sendall(request)
+            while (reply := reader.get(request)) is MORE:
+                data = sock.recv(65536)
+                if not data:
+                    raise ConnectionError("the server closed the connection")
+                reader.feed(data)
+            done = reader.empty and self._fit(reply)
+            return reply
+        except (OSError, ValueError) as error:
+            # A pooled connection that was closed says nothing about the server (though much about the others in the
+            # pool); one on which time ran out does.
+            self.close()
+            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
+        finally:
+            # A signal may interrupt anywhere: only a reply that was read to its end makes it fit for others.
+            if done:
+                seat.blocked = False
+                if self._queue:
+                    self._hand_on(wire)
+                else:
+                    self._idle.append(wire)
+            else:
+                wire.close()
+                if self._queue:
+                    self._hand_on(None)
+
+    def _perform(self, request: Any) -> Any:
+        if isinstance(request, Room):
+            return self._seats.may_block()
+        return time.sleep(max(0.0, request.until - _process.clock()))
+
+    def _open_or_queue(self, deadline: float) -> Wire:
+        """A new connection, or if there are enough the next that others need no more."""
+        box: SimpleQueue[Wire | None] = SimpleQueue()
+        queued = False
+        try:
+            while True:
+                _check_time(deadline, self._place)
+                seat = self._seats.take()
+                if seat is not None:
+                    return self._open(seat, deadline)
+                if not queued:
+                    queued = True
+                    self._queue.append(box)
+                wire = self._pooled() or self._given(box, deadline)  # the first: back before they knew of us
+                if wire is not None:
+                    return wire
+                queued = box in self._queue
+        finally:
+            if queued:
+                with suppress(ValueError):
+                    self._queue.remove(box)
+                with suppress(Empty):  # given just now: to whom it may concern
+                    self._hand_on(box.get_nowait())
+
+    def _given(self, box: SimpleQueue[Wire | None], deadline: float) -> Wire | None:
+        try:
+            return box.get(timeout=min(max(0.0, deadline - _process.clock()), LOOK_AGAIN))
+        except Empty:
+            return None
+
+    def _open(self, seat: Seat, deadline: float) -> Wire:
+        try:
+            wire = self._dial(deadline)
+            wire.sock.settle()
+            return wire._replace(seat=seat)
+        except BaseException:
+            seat.open = False  # whoever keeps the error keeps the seat
+            raise
+
+    def _hand_on(self, wire: Wire | None) -> None:
+        """Give `wire` to who has waited longest for one; `None`, to open another in its place."""
+        try:
+            self._queue.popleft().put(wire)
+        except IndexError:  # nobody waits any more
+            if wire is not None:
+                self._idle.append(wire)
+
+    def call_all(self, requests: list[bytes], deadline: float) -> list[Any]:
+        """The replies to `requests`, in one round trip."""
+        replies: list[Any] = self.call(Several.of(requests), deadline)
+        return replies
+
+    def _pooled(self) -> Wire | None:
+        """An idle connection that is still open. What is sent over one that is not may or may not have arrived."""
+        while self._idle:
+            try:
+                wire = self._idle.pop()
+            except IndexError:  # another thread took the last one in between
+                break
+            if not wire.sock.stale:
+                return wire
+            wire.close()
+        return None
+
+    def close(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+    def __del__(self) -> None:
+        for wire in getattr(self, "_idle", ()):  # a signal may have interrupted its making
+            wire.close()
+
+
+class AsyncWireChannel:
+    """Connections for the tasks of one event loop."""
+
+    def __init__(self, dial: AsyncDial, fit: Fit, place: str) -> None:
+        self._dial = dial
+        self._fit = fit
+        self._place = place
+        self._idle: list[AsyncWire] = []
+        self._seats = Seats()
+        self._queue: deque[asyncio.Future[AsyncWire | None]] = deque()
+
+    async def call(self, request: Any, deadline: float) -> Any:
+        if isinstance(request, TO_CHANNEL):
+            return await self._perform(request)
+        wire = self._pooled()
+        fresh = wire is None
+        if wire is None:
+            wire = await self._open_or_queue(deadline)
+        wire.seat.blocked = isinstance(request, Blocking)
+        # To abort is what has to be done with a late connection anyway, and cancels nobody's task.
+        left = max(0.0, deadline - _process.clock())
+        alarm = asyncio.get_running_loop().call_later(left, wire.close)
+        done = False
+        try:
+            wire.writer.write(request)
+            while (reply := wire.reader.get(request)) is MORE:
+                data = await wire.stream.read(65536)
+                if not data:
+                    if _process.clock() >= deadline:
+                        raise TimeoutError("timed out")
+                    raise ConnectionError("the server closed the connection")
+                wire.reader.feed(data)
+            done = wire.reader.empty and self._fit(reply)
+            return reply
+        except (OSError, ValueError) as error:
+            self.close()
+            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
+        finally:
+            alarm.cancel()
+            wire.seat.blocked = False
+            if not done:
+                wire.close()
+            self._hand_on(wire if done else None)
+
+    async def _perform(self, request: Any) -> Any:
+        if isinstance(request, Room):
+            return self._seats.may_block()
+        return await asyncio.sleep(max(0.0, request.until - _process.clock()))
+
+    async def _open_or_queue(self, deadline: float) -> AsyncWire:
+        """A new connection, or if there are enough the next that others need no more."""
+        while True:
+            _check_time(deadline, self._place)
+            seat = self._seats.take()
+            if seat is not None:
+                try:
+                    return (await self._dial(deadline))._replace(seat=seat)
+                except BaseException:
+                    seat.open = False  # whoever keeps the error keeps the seat
+                    self._hand_on(None)
+                    raise
+            given = await self._given(max(0.0, deadline - _process.clock()))
+            if given is not None:
+                return given
+
+    async def _given(self, seconds: float) -> AsyncWire | None:
+        loop = asyncio.get_running_loop()
+        gift: asyncio.Future[AsyncWire | None] = loop.create_future()
+        self._queue.append(gift)
+        alarm = loop.call_later(seconds, _open, gift)
+        try:
+            return await gift  # whoever hands on passes over one that is done
+        except asyncio.CancelledError:
+            if gift.done() and not gift.cancelled():  # given just now: to whom it may concern
+                self._hand_on(gift.result())
+            raise
+        finally:
+            alarm.cancel()
+
+    def _hand_on(self, wire: AsyncWire | None) -> None:
+        """Give `wire` to who has waited longest for one; `None`, to open another in its place."""
+        while self._queue:
+            gift = self._queue.popleft()
+            if not gift.done():
+                gift.set_result(wire)
+                return
+        if wire is not None:
+            self._idle.append(wire)
+
+    async def call_all(self, requests: list[bytes], deadline: float) -> list[Any]:
+        """The replies to `requests`, in one round trip."""
+        replies: list[Any] = await self.call(Several.of(requests), deadline)
+        return replies
+
+    def _pooled(self) -> AsyncWire | None:
+        while self._idle:
+            wire = self._idle.pop()
+            if not wire.stale:
+                return wire
+            wire.close()
+        return None
+
+    def close(self) -> None:
+        while self._idle:
+            wire = self._idle.pop()  # by name: a writer that is collected before its transport is closed complains
+            wire.close()
+
+
+def _open(gift: asyncio.Future[Any]) -> None:
+    if not gift.done():
+        gift.set_result(None)
+
+
+def _check_time(deadline: float, place: str) -> None:
+    if deadline <= _process.clock():
+        raise Unknown(f"{place}: no time was left to get a connection", sent=False)

@@ -1,0 +1,163 @@
+"""Connections are bounded: who comes when all are in use waits for one, for no longer than it has time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+from servers import RedisServer, free_port, wait_until
+
+from atomiclock import AsyncLockManager, BackendUnavailable, LockManager
+from atomiclock._process import clock
+from atomiclock._url import parse
+from atomiclock.backends import Unknown, _wire_pool
+from atomiclock.backends._resp import pack
+from atomiclock.backends._wire import Blocking
+from atomiclock.backends.redis import RedisBackend
+
+
+def connections_made(server: RedisServer) -> int:
+    for line in server.command("INFO", "stats").splitlines():
+        if line.startswith("total_connections_received:"):
+            return int(line.partition(":")[2])
+    raise AssertionError("Redis tells no connections")
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two connections must do."""
+    monkeypatch.setattr(_wire_pool, "MOST", 2)
+
+
+def test_five_hundred_threads_share_a_bounded_number_of_connections(redis_server: RedisServer) -> None:
+    before = connections_made(redis_server)
+    trouble: list[BaseException] = []
+    with LockManager(redis_server.url) as locks:
+
+        def work(index: int) -> None:
+            try:
+                for _ in range(4):
+                    locks.acquire(f"x{index}", timeout=60).release()
+            except BaseException as error:
+                trouble.append(error)
+
+        workers = [threading.Thread(target=work, args=(index,)) for index in range(500)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert trouble == []
+    assert connections_made(redis_server) - before <= _wire_pool.MOST + 2  # two ask for the numbers
+
+
+def test_two_thousand_tasks_share_a_bounded_number_of_connections(redis_server: RedisServer) -> None:
+    before = connections_made(redis_server)
+
+    async def main() -> None:
+        async with AsyncLockManager(redis_server.url) as locks:
+
+            async def work(index: int) -> None:
+                async with locks.acquire(f"x{index}", timeout=60):
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(*(work(index) for index in range(2000)))
+
+    asyncio.run(main())
+    assert connections_made(redis_server) - before <= _wire_pool.MOST + 2
+
+
+def test_who_waits_for_a_lock_leaves_connections_to_others(redis_server: RedisServer) -> None:
+    before = connections_made(redis_server)
+    served: list[float] = []
+    with LockManager(redis_server.url) as holders, LockManager(redis_server.url) as locks:
+        leases = [holders.acquire(f"x{index}", ttl=60) for index in range(200)]
+
+        def wait(index: int) -> None:
+            locks.acquire(f"x{index}", timeout=60).release()
+            served.append(time.monotonic())
+
+        workers = [threading.Thread(target=wait, args=(index,)) for index in range(200)]
+        for worker in workers:
+            worker.start()
+        wait_until(lambda: redis_server.command("CLIENT", "LIST").count("cmd=blpop") == _wire_pool.MOST // 2)
+        for index in range(20):
+            locks.acquire(f"y{index}", timeout=5).release()
+        released = time.monotonic()
+        for lease in leases:
+            lease.release()
+        for worker in workers:
+            worker.join()
+    assert max(served) - released < 10
+    assert connections_made(redis_server) - before <= 2 * (_wire_pool.MOST + 2) + 60  # wait_until() asks, too
+
+
+def test_errors_that_somebody_keeps_keep_no_connection(redis_server: RedisServer) -> None:
+    nobody = f"redis://127.0.0.1:{free_port()}"
+    kept: list[BaseException] = []
+    with LockManager(nobody) as locks:
+        for _ in range(_wire_pool.MOST + 5):
+            with pytest.raises(BackendUnavailable, match="not reachable") as raised:
+                locks.try_acquire("x")
+            kept.append(raised.value)
+
+
+@pytest.mark.usefixtures("two")
+def test_who_gets_no_connection_in_time_is_told_so(redis_server: RedisServer) -> None:
+    channel = RedisBackend.from_url(parse(redis_server.url)).channel()
+    block = Blocking.of([pack(b"BLPOP", b"nothing", b"1.5"), pack(b"PING")])
+    workers = [threading.Thread(target=channel.call, args=(block, clock() + 5)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    wait_until(lambda: redis_server.command("CLIENT", "LIST").count("cmd=blpop") == 2)
+    begun = clock()
+    with pytest.raises(Unknown, match="connection") as raised:
+        channel.call(pack(b"PING"), begun + 0.3)
+    assert 0.3 <= clock() - begun < 1.0
+    assert not raised.value.sent
+    assert channel.call(pack(b"PING"), clock() + 5) == b"PONG", "it is given one as soon as there is one"
+    for worker in workers:
+        worker.join()
+    channel.close()
+
+
+@pytest.mark.usefixtures("two")
+def test_a_task_that_is_cancelled_while_it_queues_keeps_nothing(redis_server: RedisServer) -> None:
+    async def main() -> None:
+        channel = RedisBackend.from_url(parse(redis_server.url)).async_channel()
+
+        async def ask() -> object:
+            return await channel.call(pack(b"PING"), clock() + 10)
+
+        for turns in range(12):
+            tasks = [asyncio.ensure_future(ask()) for _ in range(6)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in tasks[1::2]:
+                task.cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            assert done[::2] == [b"PONG"] * 3
+        channel.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("two")
+def test_threads_that_queue_are_served_in_turn(redis_server: RedisServer) -> None:
+    channel = RedisBackend.from_url(parse(redis_server.url)).channel()
+    counts = [0] * 8
+    end = clock() + 1.0
+
+    def work(index: int) -> None:
+        while clock() < end:
+            channel.call(pack(b"PING"), clock() + 5)
+            counts[index] += 1
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    channel.close()
+    assert min(counts) * 8 > max(counts), counts
