@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,8 @@ def etcd_server(etcd_session: EtcdServer) -> EtcdServer:
     """The session's etcd, without keys and leases. A test that kills or freezes one takes `own_etcd`."""
     etcd_session.ctl("del", "", "--from-key")
     for lease in etcd_session.leases():
-        etcd_session.ctl("lease", "revoke", lease)
+        with suppress(subprocess.CalledProcessError):  # it ended meanwhile
+            etcd_session.ctl("lease", "revoke", lease)
     return etcd_session
 
 

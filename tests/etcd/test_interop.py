@@ -137,7 +137,8 @@ def test_a_waiter_whose_key_was_deleted_queues_again(etcd_server: EtcdServer, lo
 
     lease = locks.acquire("victim")
     got: list[object] = []
-    waiter = Thread(target=lambda: got.append(locks.acquire("victim", timeout=20, ttl=4)), daemon=True)
+    others = LockManager(etcd_server.url, namespace="")  # in the line of `locks`, it would wait in this process
+    waiter = Thread(target=lambda: got.append(others.acquire("victim", timeout=20, ttl=4)), daemon=True)
     waiter.start()
     wait_until(lambda: len(etcd_server.keys()) == 2, what="it waits")
     held = etcd_server.ctl("get", "victim/", "--prefix", "--keys-only", "--sort-by=CREATE", "--limit=1").strip()
@@ -147,6 +148,7 @@ def test_a_waiter_whose_key_was_deleted_queues_again(etcd_server: EtcdServer, lo
     waiter.join(5)
     assert got
     got[0].release()  # type: ignore[attr-defined]  # a lease
+    others.close()
 
 
 def test_names_with_slashes_are_locks_of_their_own(etcd_server: EtcdServer, locks: LockManager) -> None:
@@ -160,6 +162,7 @@ def test_names_with_slashes_are_locks_of_their_own(etcd_server: EtcdServer, lock
                 with pytest.raises(LockTimeout):
                     locks.acquire("feed", timeout=0.2)
     assert etcd_server.keys() == []
+    locks.close()
     assert etcd_server.leases() == []
 
 

@@ -202,7 +202,7 @@ def test_another_service_that_speaks_grpc_is_refused(opened: Callable[..., Locks
 
 
 def test_a_server_that_hangs(own_etcd: EtcdServer, opened: Callable[..., Locks]) -> None:
-    locks = opened(f"{own_etcd.url}?io_timeout=1")
+    locks = opened(f"{own_etcd.url}?io_timeout=1", ttl=4)
     lease, second = locks.acquire("held", ttl=60), locks.acquire("short", ttl=4)
     with own_etcd.frozen():
         for call in (
@@ -220,9 +220,9 @@ def test_a_server_that_hangs(own_etcd: EtcdServer, opened: Callable[..., Locks])
 
 
 def test_what_is_held_is_held_over_a_restart(own_etcd: EtcdServer, opened: Callable[..., Locks]) -> None:
-    locks, another = opened(own_etcd.url), opened(own_etcd.url)
+    locks, another = opened(own_etcd.url, ttl=5), opened(own_etcd.url, ttl=5)
     got: list[Any] = []
-    lease = locks.acquire("held", ttl=5)
+    lease = locks.acquire("held")
     waiter = threading.Thread(target=lambda: got.append(another.acquire("held", timeout=30)), daemon=True)
     waiter.start()
     wait_until(lambda: len(own_etcd.keys()) == 2, what="it waits")
@@ -234,7 +234,7 @@ def test_what_is_held_is_held_over_a_restart(own_etcd: EtcdServer, opened: Calla
     waiter.join(10)
     assert got[0].fence > lease.fence
     got[0].release()
-    wait_until(lambda: not own_etcd.leases(), 5, what="nothing is left")
+    wait_until(lambda: not own_etcd.leases(), 10, what="nothing is left; what was kept for the next one ends by itself")
 
 
 def test_interrupts_at_any_time_leave_nothing_and_harm_no_later_call(etcd_server: EtcdServer) -> None:

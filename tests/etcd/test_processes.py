@@ -29,8 +29,8 @@ FORKS = """
     warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork and threads
 
     url, stop, errors = sys.argv[1], threading.Event(), []
-    locks, another = LockManager(url), LockManager(url)
-    lease = locks.acquire("held", ttl=3)
+    locks, another = LockManager(url, ttl=3), LockManager(url, ttl=3)
+    lease = locks.acquire("held")
     got = []
     waiter = threading.Thread(target=lambda: got.append(another.acquire("held", timeout=60)))
     waiter.start()
@@ -56,7 +56,7 @@ FORKS = """
             mine.extend()
         for manager in (locks, another):
             try:
-                manager.acquire("held", ttl=3, timeout=0.3)
+                manager.acquire("held", timeout=0.3)
                 return 4
             except (TimeoutError, BackendUnavailable):  # a busy machine may not answer in that time
                 pass
@@ -96,7 +96,7 @@ def test_forks_while_holding_renewing_waiting_and_calling(etcd_server: EtcdServe
     done = run_python(FORKS, etcd_server.url)
     assert done.stdout == "[] []\n", done.stdout + done.stderr
     assert done.returncode == 0
-    # A child that gave up because of the time, and ended while it was taking that back, leaves it to the ttl.
+    # What a child has kept for its next lock, or was taking back when it ended, is left to the ttl.
     wait_until(lambda: not etcd_server.leases(), 10, what="no lease is left")
     assert etcd_server.keys() == []
 
@@ -190,17 +190,16 @@ def test_a_process_ends_with_locks_held_and_waited_for(etcd_server: EtcdServer, 
 
 def test_a_manager_that_is_dropped_takes_its_threads_along(etcd_server: EtcdServer) -> None:
     def use() -> None:
-        locks = LockManager(etcd_server.url, renew=False)  # a lease that is renewed is remembered for a while
+        locks = LockManager(etcd_server.url, renew=False, ttl=3)  # the keeper may remember it for so long
         with locks.acquire("a") as lease:
             lease.extend()
             with pytest.raises(TimeoutError):
-                locks.acquire("a", timeout=0.1)
+                locks.acquire("b", timeout=0.1)  # of another manager; who waits in a line is remembered as well
 
     def ours() -> list[str]:
         return [thread.name for thread in threading.enumerate() if "/" in thread.name]
 
-    with LockManager(etcd_server.url) as locks:
-        locks.acquire("b").release()
+    with LockManager(etcd_server.url) as others, others.acquire("b"):
         before = len(ours())
         for _ in range(5):
             use()

@@ -10,10 +10,11 @@ from servers import EtcdServer
 from atomiclock import BackendRefused, LockManager
 from atomiclock._registry import backend_for
 from atomiclock.backends import Add, Extend, Granted, Remove, Unknown, Wait, clock
-from atomiclock.backends._etcd_recipe import GRANT, REVOKE, TXN, Attempt, Fault, KeepAlive, lease_of
+from atomiclock.backends._etcd_recipe import GRANT, REVOKE, TXN, Attempt, Before, Fault, KeepAlive, lease_of
 from atomiclock.backends._etcd_wire import encode
 
 TOKEN = "ab" * 16
+OWN = {"own": 5, "lease": 5, "revision": 3, "seconds": 11}
 HEADER = {1: [encode({3: 7})]}
 
 
@@ -31,7 +32,7 @@ def add(waiting: bool = True) -> Add:
 
 
 def test_a_release_that_stops_after_the_key_is_gone_is_not_a_release_that_was_not_sent() -> None:
-    steps = steps_of("remove", Remove("k", TOKEN, 0, clock() + 5))
+    steps = steps_of("remove", Remove("k", TOKEN, 0, clock() + 5, dict(OWN)))
     assert asked(next(steps)) == TXN
     assert asked(steps.send({**HEADER, 2: [1]})) == REVOKE
     with pytest.raises(Unknown) as caught:
@@ -68,7 +69,7 @@ def test_a_lease_that_ended_before_its_use_is_no_grant() -> None:
 
 
 def test_an_extension_whose_lease_is_dead_is_none_though_the_key_was_still_seen() -> None:
-    steps = steps_of("extend", Extend("k", TOKEN, 10, clock() + 5, {"lease": 5, "revision": 3, "seconds": 10}))
+    steps = steps_of("extend", Extend("k", TOKEN, 10, clock() + 5, dict(OWN)))
     request = next(steps)
     assert isinstance(request, KeepAlive)
     kv = encode({1: b"k/5", 2: 3, 5: b"{}", 6: 5})
@@ -78,7 +79,7 @@ def test_an_extension_whose_lease_is_dead_is_none_though_the_key_was_still_seen(
 
 
 def test_a_key_that_was_made_anew_is_not_the_one_we_had() -> None:
-    steps = steps_of("extend", Extend("k", TOKEN, 10, clock() + 5, {"lease": 5, "revision": 3, "seconds": 10}))
+    steps = steps_of("extend", Extend("k", TOKEN, 10, clock() + 5, dict(OWN)))
     next(steps)
     with pytest.raises(StopIteration) as ended:
         steps.send((10, {**HEADER, 2: [encode({1: b"k/5", 2: 4, 5: b"{}", 6: 5})]}))
@@ -86,7 +87,7 @@ def test_a_key_that_was_made_anew_is_not_the_one_we_had() -> None:
 
 
 def test_a_wait_ends_while_the_waiters_own_lease_is_alive() -> None:
-    notes = {"before": (b"k/1", 5), "seconds": 3}
+    notes = {"before": Before(b"k/1", 5, alone=True), "seconds": 3}
     now = clock()
     request = next(steps_of("wait", Wait("k", TOKEN, now, now + 5, True, now + 8, notes)))
     assert request.until <= now + 1.1
@@ -100,9 +101,9 @@ def test_an_extension_whose_answers_were_lost_is_found_and_leaves_nothing(etcd_s
     """Without notes, as after a crash of the one who kept them: by what is in the store."""
     with LockManager(etcd_server.url) as locks:
         perform(locks, add())
-        notes = {"lease": lease_of(TOKEN), "seconds": 10}
+        notes = {"lease": lease_of(TOKEN), "seconds": 11}
         assert perform(locks, Extend("k", TOKEN, 30, clock() + 5, notes)) is True
-        assert perform(locks, Extend("k", TOKEN, 30, clock() + 5, {"lease": lease_of(TOKEN), "seconds": 10})) is True
+        assert perform(locks, Extend("k", TOKEN, 30, clock() + 5, {"lease": lease_of(TOKEN), "seconds": 11})) is True
         assert perform(locks, Extend("k", TOKEN, 40, clock() + 5)) is True
         assert perform(locks, Remove("k", TOKEN, 1, clock() + 5)) is True
         assert perform(locks, Remove("k", TOKEN, 1, clock() + 5)) is False
@@ -117,11 +118,13 @@ def test_a_lease_without_a_key_is_used_by_the_next_add(etcd_server: EtcdServer, 
         from atomiclock.backends._etcd_recipe import grant
 
         channel = locks._core.backend.channel()
-        channel.call(grant(lease_of(TOKEN), 10), clock() + 5)
-        granted = perform(locks, add(waiting))
+        channel.call(grant(77, 10), clock() + 5)
+        notes = {"own": 77}
+        granted = perform(locks, add(waiting)._replace(notes=notes))
         assert isinstance(granted, Granted)
+        assert etcd_server.keys() == ["k/4d"]
         assert len(etcd_server.leases()) == 1
-        perform(locks, Remove("k", TOKEN, 0, clock() + 5))
+        perform(locks, Remove("k", TOKEN, 0, clock() + 5, notes))
         channel.close()
     assert etcd_server.leases() == []
 

@@ -147,10 +147,10 @@ def test_a_token_that_is_valid_no_more_is_replaced(locked_etcd: EtcdServer, trou
     """Also by a waiter, and for a lease, whose streams carried the old one."""
     from threading import Thread
 
-    locks = LockManager(with_user(locked_etcd, "shop"))
-    with locks, locks.acquire("held", renew=False) as lease:
+    locks, others = LockManager(with_user(locked_etcd, "shop")), LockManager(with_user(locked_etcd, "shop"))
+    with others, locks, locks.acquire("held", renew=False) as lease:
         got: list[Any] = []
-        waiter = Thread(target=lambda: got.append(locks.acquire("held", timeout=20)), daemon=True)
+        waiter = Thread(target=lambda: got.append(others.acquire("held", timeout=20)), daemon=True)
         waiter.start()
         wait_until(lambda: len(locked_etcd.keys()) == 2, what="it waits")
         if trouble == "restart":

@@ -70,7 +70,7 @@ def test_a_grant_is_what_protobuf_writes(lease: int, seconds: int) -> None:
 @given(st.text(min_size=1), st.integers(1, 2**62))
 def test_ranges_are_what_protobuf_writes(key: str, revision: int) -> None:
     place, request = Place(key, TOKEN), etcdrpc.RangeRequest
-    prefix = {"key": place.lock + b"/", "range_end": place.lock + b"0"}
+    prefix = {"key": b"%s/" % key.encode(), "range_end": b"%s0" % key.encode()}
     create = {"sort_target": request.CREATE}
     for ours, theirs in (
         (place.first(), request(**prefix, **create, limit=1, sort_order=request.ASCEND)),
@@ -136,4 +136,4 @@ def test_a_value_that_is_not_ours_names_nobody(value: bytes) -> None:
 
 @pytest.mark.parametrize(("ttl", "seconds"), [(0.001, 1), (1, 1), (1.01, 2), (29.999, 30), (1e9, 10**9)])
 def test_a_lease_is_never_shorter_than_its_lock(ttl: float, seconds: int) -> None:
-    assert recipe.whole_seconds(ttl) == seconds
+    assert recipe.seconds_for(ttl) == seconds + recipe.ROOM

@@ -19,9 +19,13 @@ from . import Unknown
 from ._etcd_errors import explain, is_fact, stale_token
 from ._etcd_hands import Mailbox, in_safe_hands
 from ._etcd_link import Link, gate
-from ._etcd_recipe import AUTHENTICATE, Attempt, Call, Fault, KeepAlive, Watch
+from ._etcd_recipe import AUTHENTICATE, Attempt, Call, Fault, KeepAlive, Watch, revoke
+from ._etcd_spares import Spares
 from ._etcd_target import Target
 from ._etcd_wire import decode, encode, text
+
+GOODBYE = 0.25
+"""Seconds that a close may take to give back the leases that were kept."""
 
 
 class Unary(NamedTuple):
@@ -52,8 +56,9 @@ Exchange = Generator[Unary | Hear | Do, Any, Any]
 class Session:
     """What a channel knows of its cluster: the endpoint in use, and the token that it was given."""
 
-    def __init__(self, target: Target, mailbox: Any) -> None:
+    def __init__(self, target: Target, spares: Spares, mailbox: Any) -> None:
         self._target = target
+        self._spares = spares
         self._mailbox = mailbox  # makes one, for whoever waits here
         self._mutex = threading.RLock()
         self._at = 0
@@ -77,8 +82,12 @@ class Session:
 
     def _call(self, call: Call, deadline: float) -> Exchange:
         for again in (False, True):
-            link = yield from self._open()
-            metadata = yield from self._metadata(link, deadline)
+            link = self._link
+            if link is None or not link.open:
+                link = yield Do(self._connect)
+            metadata = None
+            if self._token is not None or self._target.password is not None:
+                metadata = yield from self._metadata(link, deadline)
             sent = _process.clock()
             if link.silent_since is None:
                 link.silent_since = sent
@@ -156,7 +165,20 @@ class Session:
         with self._mutex:
             link, self._link = self._link, None
         if link is not None:
-            in_safe_hands(link.close)
+            in_safe_hands(lambda: self._end(link))
+
+    def _end(self, link: Link) -> None:
+        """Close `link`, and give back what is kept, if the server answers quickly. Else it ends with its ttl."""
+        until, calls = _process.clock() + GOODBYE, []
+        with suppress(Unknown), gate(), link.usable():
+            if link.proven and link.silent_since is None:
+                metadata = (("token", self._token),) if self._token else None
+                for call in [revoke(lease) for lease in self._spares.take_all()]:
+                    calls.append(link.method(call.method).future(call.payload, timeout=GOODBYE, metadata=metadata))
+            for each in calls:
+                with suppress(grpc.RpcError, grpc.FutureTimeoutError):
+                    each.result(max(0.0, until - _process.clock()))
+        link.close()
 
     # Tokens
 
@@ -201,9 +223,9 @@ class Session:
         mailbox = self._mailbox()
         begun: list[Callable[[], None]] = []  # by another thread perhaps, and this one may be interrupted meanwhile
         try:
-            yield Do(lambda: begun.append(link.watching(metadata).watch(ask.key, ask.since, mailbox.put)))
+            yield Do(lambda: begun.append(link.watching(metadata).watch(ask, mailbox.put)))
             with suppress(TimeoutError):
-                yield Hear(mailbox, min(ask.until, deadline))
+                return (yield Hear(mailbox, min(ask.until, deadline)))
         finally:
             for stop in begun:
                 stop()
@@ -212,8 +234,8 @@ class Session:
 class ThreadChannel:
     """A cluster for threads."""
 
-    def __init__(self, target: Target) -> None:
-        self._session = Session(target, Mailbox)
+    def __init__(self, target: Target, spares: Spares) -> None:
+        self._session = Session(target, spares, Mailbox)
 
     def call(self, request: Any, deadline: float) -> Any:
         steps = self._session.exchange(request, deadline)
@@ -271,8 +293,8 @@ class TaskChannel:
     its cycle takes as long (1.5 ms against 1.6 ms on one machine).
     """
 
-    def __init__(self, target: Target) -> None:
-        self._session = Session(target, TaskMailbox)
+    def __init__(self, target: Target, spares: Spares) -> None:
+        self._session = Session(target, spares, TaskMailbox)
 
     async def call(self, request: Any, deadline: float) -> Any:
         steps = self._session.exchange(request, deadline)

@@ -12,9 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from queue import SimpleQueue
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -22,9 +20,8 @@ import grpc
 from .. import _process
 from . import Unknown
 from ._etcd_hands import sometime
-from ._etcd_recipe import KEEP_ALIVE, WATCH
+from ._etcd_streams import LEAVING, KeepAliveStream, WatchStream, path_of
 from ._etcd_target import Target
-from ._etcd_wire import decode, encode, messages, number
 
 OPTIONS = (
     # Forked processes, and connections that were given up, share no socket with others.
@@ -33,12 +30,11 @@ OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.max_receive_message_length", -1),
+    ("grpc.http2.bdp_probe", 0),  # a ping for each reply, to find a window that our messages do not need (5 to 10 %)
 )
 SETTLING = 0.05
 """Seconds that a fork leaves to grpcio's own threads to finish with connections that were just closed: they hold
 locks meanwhile, which nobody would open again in the child (without it 3 children of 200 hung; with it none)."""
-LEAVING = 1.0
-"""Seconds that a fork waits for threads to leave grpcio."""
 
 _mutex = threading.RLock()
 _inside: set[object] = set()
@@ -93,138 +89,21 @@ _process.after_fork(_forget_parents)
 atexit.register(_close_all)
 
 
-class Stream:
-    """One open call with many requests, the replies to which go to whoever asked: by `hear`, on a thread of ours.
+class _Usable:
+    """A context manager by hand: it is on the way of every request, and costs a tenth of one made by `contextlib`."""
 
-    `hear` is given the reply, or `None` when the stream has ended.
-    """
+    __slots__ = ("_link",)
 
-    def __init__(self, channel: Any, method: str, metadata: Any) -> None:
-        self._out: SimpleQueue[bytes | None] = SimpleQueue()
-        self._mutex = threading.RLock()
-        self._hearers: dict[int, deque[Callable[[Any], None]]] = {}
-        self.open = True
-        self._threads: list[threading.Thread] = []  # in grpcio on our behalf: two of its own, and the reader
-        self._call = channel.stream_stream(path_of(method))(self._requests(), metadata=metadata)
-        self._call.add_callback(self._note_thread)
-        reader = threading.Thread(target=self._read, name=f"atomiclock-{method}", daemon=True)
-        self._threads.append(reader)
-        reader.start()
+    def __init__(self, link: Link) -> None:
+        self._link = link
 
-    def _requests(self) -> Iterator[bytes]:
-        self._note_thread()
-        while (request := self._out.get()) is not None:
-            yield request
+    def __enter__(self) -> None:
+        pass
 
-    def _note_thread(self) -> None:
-        self._threads.append(threading.current_thread())
-
-    def ask(self, number: int, request: bytes, hear: Callable[[Any], None]) -> None:
-        """Send `request`. Replies about one number come in the order of its requests: each hearer gets one."""
-        with self._mutex:  # in one step, or two requests could be sent in another order than they are noted
-            if not self.open:
-                hear(None)
-                return
-            self._hearers.setdefault(number, deque()).append(hear)
-            self._out.put(request)
-
-    def tell(self, request: bytes) -> None:
-        self._out.put(request)
-
-    def forget(self, number: int) -> None:
-        with self._mutex:
-            self._hearers.pop(number, None)
-
-    def _read(self) -> None:
-        try:
-            for data in self._call:
-                self._heard(data)
-        except (grpc.RpcError, ValueError):
-            return  # the hearers ask again, and are told the reason then
-        finally:
-            self.close()
-
-    def _heard(self, data: bytes) -> None:
-        raise NotImplementedError
-
-    def _next(self, number: int) -> Callable[[Any], None]:
-        with self._mutex:
-            waiting = self._hearers.get(number)
-            hear = waiting.popleft() if waiting else _nobody
-            if not waiting:
-                self._hearers.pop(number, None)
-        return hear
-
-    def close(self) -> None:
-        """End it: nothing more will be heard."""
-        with self._mutex:
-            self.open = False
-            hearers, self._hearers = self._hearers, {}
-        self._out.put(None)  # for grpcio's thread that sends
-        self._call.cancel()
-        for waiting in hearers.values():
-            for hear in waiting:
-                hear(None)
-
-    def join(self) -> None:
-        """Wait until no thread is in grpcio because of this stream."""
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(LEAVING)
-
-
-class KeepAliveStream(Stream):
-    """Keeps leases alive. A reply is the seconds that the lease lives from then, 0 if it is dead."""
-
-    def __init__(self, channel: Any, metadata: Any) -> None:
-        super().__init__(channel, KEEP_ALIVE, metadata)
-
-    def renew(self, lease: int, hear: Callable[[Any], None]) -> None:
-        self.ask(lease, encode({1: lease}), hear)
-
-    def _heard(self, data: bytes) -> None:
-        reply = decode(data)
-        self._next(number(reply, 2))(number(reply, 3))
-
-
-class WatchStream(Stream):
-    """Watches keys, each once: `hear` is called when the key is deleted, or when nothing more will be heard of it."""
-
-    def __init__(self, channel: Any, metadata: Any) -> None:
-        super().__init__(channel, WATCH, metadata)
-        self._last = 0
-
-    def watch(self, key: bytes, since: int, hear: Callable[[Any], None]) -> Callable[[], None]:
-        """Watch `key` from the revision `since`. Returns what ends the watch."""
-        with self._mutex:
-            self._last = number = self._last + 1
-            # A number of our choice; filter 0 is NOPUT.
-            create = encode({1: key, 3: since, 5: b"\0", 7: number})
-            self.ask(number, encode({1: create}), hear)
-        return lambda: self.stop(number)
-
-    def stop(self, watch: int) -> None:
-        """End a watch, unless it has ended."""
-        with self._mutex:
-            if self._hearers.pop(watch, None) is not None:
-                self.tell(encode({2: encode({1: watch})}))
-
-    def _heard(self, data: bytes) -> None:
-        reply = decode(data)
-        watch, ended = number(reply, 2), number(reply, 4)
-        if not messages(reply, 11) and not ended:
-            return  # it was created, or is still there
-        self._next(watch)(True)
-        if not ended:
-            self.tell(encode({2: encode({1: watch})}))
-
-
-def _nobody(reply: Any) -> None:
-    """Hears what nobody waits for any more."""
-
-
-def path_of(method: str) -> str:
-    return f"/etcdserverpb.{method}"
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, ValueError) and not self._link.open:  # grpcio's word for a closed channel
+            text = f"the connection to {self._link.endpoint} was just closed"
+            raise Unknown(text, sent=False, fresh=False) from error
 
 
 class Link:
@@ -252,15 +131,9 @@ class Link:
             found = self._methods[name] = self._channel.unary_unary(path_of(name))
         return found
 
-    @contextmanager
-    def usable(self) -> Iterator[None]:
+    def usable(self) -> _Usable:
         """The body may use the channel, or learns that a fork or another thread has closed it."""
-        try:
-            yield
-        except ValueError as error:  # grpcio's word for a closed channel
-            if self.open:
-                raise
-            raise Unknown(f"the connection to {self.endpoint} was just closed", sent=False, fresh=False) from error
+        return _Usable(self)
 
     def keep_alive(self, metadata: Any) -> KeepAliveStream:
         """Opened when first needed, and again when it was lost."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -41,11 +42,25 @@ class KeepAlive(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Return when `key` is deleted after the revision `since`, at `until`, or when the watch was lost."""
+    """Return when `key` was deleted after the revision `seen`, or may have been, or at `until`.
+
+    The reply is true if it is certain that it was, and that the key `own` was not.
+    """
 
     key: bytes
-    since: int
+    seen: int
     until: float
+    own: bytes
+
+
+class Before(NamedTuple):
+    """The key just before ours."""
+
+    key: bytes
+    seen: int
+    """The revision at which it was there."""
+    alone: bool
+    """Whether it is the only one before ours: then it is our turn when it is gone."""
 
 
 class Attempt(NamedTuple):
@@ -63,6 +78,8 @@ class Fault(NamedTuple):
         return words in self.text
 
 
+ROOM = 1
+"""Seconds that a lease lives beyond its ttl: for so long it serves its next lock, or its waiter, as it is."""
 NOT_FOUND, EXISTS = "requested lease not found", "lease already exists"
 
 
@@ -77,7 +94,7 @@ class Entry(NamedTuple):
 
 
 def lease_of(token: str) -> int:
-    """The id of the lease for `token`: 63 bits of its digest, so that every request of a token finds the same.
+    """The id of the lease for `token` where nobody noted another: 63 bits of its digest.
 
     A token of at most 16 digits is what `peek` tells of other software: the id itself.
     """
@@ -87,15 +104,40 @@ def lease_of(token: str) -> int:
     return int.from_bytes(digest, "big") >> 1 or 1
 
 
-class Place:
-    """The keys of the lock `key`, and the one of them that is `token`'s."""
+def lease_in(key: bytes) -> int:
+    """The lease that a key of the recipe is named for."""
+    return int(key.rpartition(b"/")[2], 16)
 
-    def __init__(self, key: str, token: str = "") -> None:
-        self.lock = key.encode("utf-8", "surrogatepass")
-        self.prefix = self.lock + b"/"
-        self.end = self.lock + b"0"  # "0" comes after "/"
-        self.lease = lease_of(token)
-        self.own = self.prefix + b"%x" % self.lease
+
+class _Name:
+    """What all requests for one lock have in common, as bytes: half the work of making them."""
+
+    def __init__(self, key: str) -> None:
+        lock = key.encode("utf-8", "surrogatepass")
+        self.prefix = lock + b"/"
+        self.end = lock + b"0"  # "0" comes after "/"
+        self.first = encode({1: self.prefix, 2: self.end, 3: 1, 5: _ASCEND, 6: _BY_CREATE})
+        last_two = encode({1: self.prefix, 2: self.end, 3: 2, 5: _DESCEND, 6: _BY_CREATE})
+        # There is no key under the prefix: a range of which each has create revision 0 is empty.
+        nobody = encode({1: _EQUAL, 2: _CREATE, 3: self.prefix, 5: 0, 64: self.end})
+        # Parts of a transaction: etcd reads its fields in any order, and repeated ones as often as they come.
+        self.if_nobody = encode({1: nobody})
+        self.else_first = encode({3: op(look=self.first)})
+        self.else_around = encode({3: [op(look=self.first), op(look=last_two)]})
+
+
+name_of = lru_cache(maxsize=64)(_Name)
+
+
+class Place:
+    """The keys of the lock `key`, and the one of them that is `token`'s: of the lease `own`, if that is known."""
+
+    def __init__(self, key: str, token: str = "", own: int | None = None) -> None:
+        self.name = name = name_of(key)
+        self.prefix = name.prefix
+        self.token = token
+        self.lease = lease_of(token) if own is None else own
+        self.own = name.prefix + b"%x" % self.lease
 
     def counts(self, key: bytes) -> bool:
         """Whether `key` stands for a holder or waiter of this lock.
@@ -107,37 +149,47 @@ class Place:
 
     def first(self) -> bytes:
         """The payload of a Range for the entry with the lowest create revision."""
-        return encode({1: self.prefix, 2: self.end, 3: 1, 5: _ASCEND, 6: _BY_CREATE})
+        return self.name.first
 
     def last_two(self, revision: int = 0) -> bytes:
         """... for the two with the highest create revision, or the highest up to `revision`."""
-        return encode({1: self.prefix, 2: self.end, 3: 2, 5: _DESCEND, 6: _BY_CREATE, 13: revision})
+        return encode({1: self.prefix, 2: self.name.end, 3: 2, 5: _DESCEND, 6: _BY_CREATE, 13: revision})
 
     def all(self) -> bytes:
         """... for all of them, first come first."""
-        return encode({1: self.prefix, 2: self.end, 5: _ASCEND, 6: _BY_CREATE})
+        return encode({1: self.prefix, 2: self.name.end, 5: _ASCEND, 6: _BY_CREATE})
 
     def mine(self) -> bytes:
         """... for our own."""
         return encode({1: self.own})
 
-    def nobody_has_any(self) -> bytes:
-        """A compare: there is no key under the prefix. A range of which each has create revision 0 is empty."""
-        return encode({1: _EQUAL, 2: _CREATE, 3: self.prefix, 5: 0, 64: self.end})
-
     def mine_is_there(self) -> bytes:
         return encode({1: _NOT_EQUAL, 2: _CREATE, 3: self.own})
 
+    def mine_is_of(self, revision: int) -> bytes:
+        """... our key was put at `revision`, and is not one that was put after that was deleted."""
+        return encode({1: _EQUAL, 2: _CREATE, 3: self.own, 5: revision})
+
     def mine_is_still(self, entry: Entry) -> list[int | bytes]:
         """Compares: our key is the same as `entry`, with the same lease."""
-        created = encode({1: _EQUAL, 2: _CREATE, 3: self.own, 5: entry.revision})
-        return [created, encode({1: _EQUAL, 2: _LEASE, 3: self.own, 8: entry.lease})]
+        return [self.mine_is_of(entry.revision), encode({1: _EQUAL, 2: _LEASE, 3: self.own, 8: entry.lease})]
 
     def put(self, value: bytes, lease: int) -> bytes:
         return op(put=encode({1: self.own, 2: value, 3: lease}))
 
-    def delete(self) -> bytes:
-        return op(delete=encode({1: self.own, 3: 1}))
+    def delete(self, tell: bool = True) -> bytes:
+        """`tell`: the reply says what was deleted."""
+        return op(delete=encode({1: self.own, 3: tell}))
+
+    def to_take(self, value: bytes) -> Call:
+        """Put our key if nobody has any, else look who is first."""
+        put = self.put(value, self.lease)
+        return Call(TXN, self.name.if_nobody + encode({2: put}) + self.name.else_first)
+
+    def to_enter(self, value: bytes) -> Call:
+        """Put our key, and if there are others, look who is first, and the last two."""
+        put = self.put(value, self.lease)
+        return Call(TXN, self.name.if_nobody + encode({2: put, 3: put}) + self.name.else_around)
 
 
 def op(*, look: bytes = b"", put: bytes = b"", delete: bytes = b"") -> bytes:
@@ -159,6 +211,14 @@ def grant(lease: int, seconds: int) -> Call:
 
 def revoke(lease: int) -> Call:
     return Call(REVOKE, encode({1: lease}))
+
+
+def keep_alive(lease: int) -> Call:
+    """Start the ttl of `lease` again, as a call of its own: for once, that is cheaper than the stream's three threads.
+
+    Field 3 of the reply is the seconds that it lives from then, 0 if it is dead.
+    """
+    return Call(KEEP_ALIVE, encode({1: lease}))
 
 
 def time_to_live(lease: int) -> Call:
@@ -208,11 +268,9 @@ def said_by(entry: Entry) -> tuple[str | None, str | None]:
         return None, None
     if not isinstance(token, str) or not isinstance(owner, str):
         return None, None
-    if not entry.key.endswith(b"/%x" % lease_of(token)):
-        return None, None
     return token, owner
 
 
-def whole_seconds(ttl: float) -> int:
-    """Rounded up: a lease must not end before its lock does."""
-    return max(1, -int(-ttl // 1))
+def seconds_for(ttl: float) -> int:
+    """What to ask of a lease: whole seconds, rounded up, since it must not end before its lock does; and `ROOM`."""
+    return max(1, -int(-ttl // 1)) + ROOM

@@ -1,20 +1,23 @@
 """The steps that etcd's verbs are made of: each talks to the store, and returns what it found.
 
-What an adapter noted of a token (`notes`): `lease` and `seconds`, the lease of our key and the ttl it was asked
-for; `revision`, our place in the queue; `before`, whom we watch; `leases`, all others that were granted for it.
+What an adapter noted of a token (`notes`): `own`, the lease that names our key; `lease`, the one that it is bound to if
+it is another (after an extension to another ttl); `seconds`, what that was asked for, and `since`, when its ttl last
+began; `revision`, our place in the queue; `before`, whom we watch, and `turn`, that nobody is left there; `leases`,
+all others that were granted for it; `open`, the verbs that have begun and not ended. Few words: ten thousand have them.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+from .. import _process
 from ..errors import BackendRefused
 from . import Add, Busy, Granted, Holder, Notes, Steps, T, Unknown
 from ._etcd_recipe import (
     EXISTS,
     NOT_FOUND,
     Attempt,
+    Before,
     Call,
     Entry,
     Fault,
@@ -22,6 +25,7 @@ from ._etcd_recipe import (
     Place,
     entries_of,
     grant,
+    keep_alive,
     label,
     look,
     op,
@@ -29,11 +33,12 @@ from ._etcd_recipe import (
     revision_of,
     revoke,
     said_by,
+    seconds_for,
     succeeded,
     txn,
-    whole_seconds,
 )
-from ._etcd_wire import Message
+from ._etcd_spares import FACTS, new_lease
+from ._etcd_wire import Message, number
 
 
 def checked(reply: Any) -> Message:
@@ -44,28 +49,39 @@ def checked(reply: Any) -> Message:
     return message
 
 
-def begin(place: Place, notes: Notes, seconds: int) -> Steps[Granted | Busy | None]:
+class Gone(Unknown):
+    """A lease had ended before it was used: the machine slept, or the attempt was given up elsewhere."""
+
+
+def begin(place: Place, notes: Notes, ask: Add) -> Steps[Granted | Busy | None]:
     """Grant the lease. If there is one already, an earlier request of this token did it: the answer to that."""
+    seconds, sent = seconds_for(ask.ttl), _process.clock()
     reply = yield grant(place.lease, seconds)
     if not (isinstance(reply, Fault) and reply.means(EXISTS)):
         checked(reply)
-        notes.update(lease=place.lease, seconds=seconds)
+        notes.pop("lease", None)
+        notes.update(seconds=seconds, since=sent)
         return None
-    return (yield from after_grant(place, _resume(place, notes, seconds)))
+    return (yield from after_grant(place, _resume(place, notes, ask)))
 
 
-def _resume(place: Place, notes: Notes, seconds: int) -> Steps[Granted | Busy | None]:
-    known = yield from ask_again(place, notes, seconds)
+def _resume(place: Place, notes: Notes, ask: Add) -> Steps[Granted | Busy | None]:
+    known = yield from ask_again(place, notes, ask.ttl)
     if known is None:  # the lease is there, and no key
+        sent = _process.clock()
         left, _ = yield KeepAlive(place.lease, look(place.mine()))
         if not left:
             raise Unknown("its lease ended at that moment")
-        notes.update(lease=place.lease, seconds=seconds)
+        notes.pop("lease", None)
+        notes.update(seconds=seconds_for(ask.ttl), since=sent)
     return known
 
 
-def after_grant(place: Place, steps: Steps[T]) -> Steps[T]:
-    """What `steps` return. If they fail: the lease is there, if nothing else, and must not be forgotten."""
+def after_grant(place: Place, steps: Steps[T], spare: bool = False) -> Steps[T]:
+    """What `steps` return. If they fail: the lease is there, if nothing else, and must not be forgotten.
+
+    But for a `spare`, if the first request did not leave: that changed nothing.
+    """
     value: Any = None
     while True:
         try:
@@ -74,45 +90,68 @@ def after_grant(place: Place, steps: Steps[T]) -> Steps[T]:
             return done.value  # type: ignore[no-any-return]  # the steps' own T
         value = yield Attempt(request)
         if isinstance(value, Unknown):
-            value.sent = True
+            value.sent = value.sent or not spare
             raise value
+        spare = False
         if isinstance(value, BackendRefused):  # which is believed to leave nothing
             yield revoke(place.lease)
             raise value
 
 
+def end(lease: int) -> Steps[None]:
+    """Revoke `lease`, unless it is gone. That this failed is no sign that nothing of its token is there."""
+    done = yield Attempt(revoke(lease))
+    if isinstance(done, Unknown):
+        done.sent = True
+    if isinstance(done, Exception):
+        raise done
+    if not (isinstance(done, Fault) and done.means(NOT_FOUND)):
+        checked(done)
+
+
+def fresh(notes: Notes, ttl: float) -> bool:
+    """Whether our lease lives `ttl` seconds from now, as it is."""
+    return bool(notes["since"] + notes["seconds"] >= _process.clock() + ttl)
+
+
+def _put(place: Place, notes: Notes, ttl: float, call: Call) -> Steps[Message]:
+    """The reply to `call`, which puts our key on a lease that lives `ttl` seconds from now."""
+    if not fresh(notes, ttl):
+        sent = _process.clock()
+        if not number(checked((yield keep_alive(place.lease))), 3):
+            raise Gone("its lease ended before it was used")
+        notes["since"] = sent
+    return _used((yield call))
+
+
+def _used(reply: Any) -> Message:
+    """The reply to a put, whose lease may be gone."""
+    if isinstance(reply, Fault) and reply.means(NOT_FOUND):
+        raise Gone("its lease ended before it was used")
+    return checked(reply)
+
+
 def take(place: Place, notes: Notes, ask: Add) -> Steps[Granted | Busy]:
-    """Put our key if nobody has one; else leave nothing."""
-    put = place.put(label(ask.token, ask.owner), place.lease)
-    reply = _usable((yield txn([place.nobody_has_any()], [put], [op(look=place.first())])))
+    """Put our key if nobody has one; if somebody has, there is none of ours, unless `notes` have a revision."""
+    reply = yield from _put(place, notes, ask.ttl, place.to_take(label(ask.token, ask.owner)))
     if succeeded(reply):
         return _granted(notes, revision_of(reply))
     holder = next((entry for entry in ranges_of(reply)[0] if place.counts(entry.key)), None)
-    answer: Granted | Busy
     if holder is None or holder.key == place.own:  # keys that do not count, or a put whose answer was lost
-        answer = yield from enter(place, notes, ask)
-        if isinstance(answer, Granted):
-            return answer
-    else:
-        answer = busy(holder)
-    done = yield revoke(place.lease)
-    if not (isinstance(done, Fault) and done.means(NOT_FOUND)):
-        checked(done)
-    return answer
+        return (yield from enter(place, notes, ask))
+    return busy(holder)
 
 
 def enter(place: Place, notes: Notes, ask: Add) -> Steps[Granted | Busy]:
     """Put our key at the end of the queue; if there is one, look who is before it, in the same transaction."""
-    put = place.put(label(ask.token, ask.owner), place.lease)
-    queued = [put, op(look=place.first()), op(look=place.last_two())]
-    reply = _usable((yield txn([place.nobody_has_any()], [put], [*queued])))
+    reply = yield from _put(place, notes, ask.ttl, place.to_enter(label(ask.token, ask.owner)))
     now = revision_of(reply)
     if succeeded(reply):
         return _granted(notes, now)
     first, last = ranges_of(reply)
     if not any(entry.key == place.own and entry.revision == now for entry in last):
         # It was there, put by a request whose answer was lost: its place is that of the first put.
-        known = yield from ask_again(place, notes, whole_seconds(ask.ttl))
+        known = yield from ask_again(place, notes, ask.ttl)
         if known is None:
             raise Unknown("its key vanished at that moment")
         return known
@@ -120,15 +159,8 @@ def enter(place: Place, notes: Notes, ask: Add) -> Steps[Granted | Busy]:
     return (yield from _standing(place, notes, [*first, *last], now))
 
 
-def _usable(reply: Any) -> Message:
-    """The reply to a put, whose lease may be gone: the machine slept, or the attempt was given up elsewhere."""
-    if isinstance(reply, Fault) and reply.means(NOT_FOUND):
-        raise Unknown("its lease ended before it was used")
-    return checked(reply)
-
-
-def ask_again(place: Place, notes: Notes, seconds: int) -> Steps[Granted | Busy | None]:
-    """How a key that we put earlier stands now, its lease counting from now. `None` if there is none any more."""
+def ask_again(place: Place, notes: Notes, ttl: float) -> Steps[Granted | Busy | None]:
+    """How a key that we put earlier stands now, with `ttl` seconds to live. `None` if there is none any more."""
     answered = "revision" in notes
     if not answered:
         entry = yield from _own(place)
@@ -136,9 +168,9 @@ def ask_again(place: Place, notes: Notes, seconds: int) -> Steps[Granted | Busy 
             return None
         notes.update(lease=entry.lease, revision=entry.revision)
     around = [op(look=place.mine()), op(look=place.first()), op(look=place.last_two(notes["revision"]))]
-    reply = yield from renew(place, notes, seconds, txn([], [*around], []))
+    reply = yield from renew(place, notes, ttl, txn([], [*around], []), as_it_is=True)
     if reply is None:
-        for fact in ("lease", "revision", "seconds"):
+        for fact in FACTS:
             notes.pop(fact, None)
         return None
     _, first, last = ranges_of(reply)
@@ -157,8 +189,9 @@ def _standing(place: Place, notes: Notes, around: list[Entry], seen: int) -> Ste
     before = [entry for entry in around if entry.revision < notes["revision"]]
     if not before:
         return _granted(notes, notes["revision"])
-    notes["before"] = (max(before, key=_revision).key, seen + 1)
-    return busy(min(before, key=_revision))
+    last, first = max(before, key=_revision), min(before, key=_revision)
+    notes["before"] = Before(last.key, seen, last == first)
+    return busy(first)
 
 
 def _revision(entry: Entry) -> int:
@@ -175,24 +208,35 @@ def busy(holder: Entry) -> Busy:
     return Busy(None, said_by(holder)[1])
 
 
-def renew(place: Place, notes: Notes, seconds: int, beside: Call) -> Steps[Message | None]:
-    """Let our key live `seconds` from now. The reply to `beside`, which finds our key first; `None` if it is gone."""
+def renew(place: Place, notes: Notes, ttl: float, beside: Call, as_it_is: bool = False) -> Steps[Message | None]:
+    """Let our key live `ttl` seconds from now. The reply to `beside`, which finds our key first; `None` if it is gone.
+
+    `as_it_is`: nothing is sent for that if it lives so long anyway.
+    """
+    seconds = seconds_for(ttl)
     for _ in range(3):
-        if "lease" not in notes:
+        lease = notes.get("lease") or (place.lease if "since" in notes else 0)
+        if not lease:
             entry = yield from _own(place)
             if entry is None:
                 return None
-            notes.update(lease=entry.lease, revision=entry.revision)
-        left, reply = yield KeepAlive(notes["lease"], beside)
+            lease = entry.lease
+            notes.update(lease=lease, revision=entry.revision)
+        sent, left = _process.clock(), seconds
+        if as_it_is and notes.get("seconds") == seconds and "since" in notes and fresh(notes, ttl):
+            reply = yield beside
+            sent = notes["since"]
+        else:
+            left, reply = yield KeepAlive(lease, beside)
         found = (ranges_of(checked(reply)) or [entries_of(reply)])[0]
         if not found or found[0].revision != notes.setdefault("revision", found[0].revision):
             return None
-        if found[0].lease != notes["lease"]:  # an extension to another ttl, whose answer was lost
-            del notes["lease"]
+        if found[0].lease != lease:  # an extension to another ttl, whose answer was lost
+            _forget_lease(notes)
         elif not left:
             return None
         elif notes.get("seconds", left) == seconds:  # which may be less than the least that the cluster grants
-            notes["seconds"] = seconds
+            notes.update(seconds=seconds, since=sent)
             return checked(reply)
         elif not (yield from _change_ttl(place, notes, found[0], seconds)):
             return None
@@ -201,17 +245,22 @@ def renew(place: Place, notes: Notes, seconds: int, beside: Call) -> Steps[Messa
 
 def _change_ttl(place: Place, notes: Notes, entry: Entry, seconds: int) -> Steps[bool]:
     """Move our key to a new lease, since the ttl of one never changes. False if the key is gone."""
-    lease = int.from_bytes(os.urandom(8), "big") >> 1 or 1
+    lease, sent = new_lease(), _process.clock()
     notes.setdefault("leases", []).append(lease)  # noted first: it is revoked with the others, whatever happens here
     checked((yield grant(lease, seconds)))
-    reply = _usable((yield txn(place.mine_is_still(entry), [place.put(entry.value, lease)], [])))
+    reply = _used((yield txn(place.mine_is_still(entry), [place.put(entry.value, lease)], [])))
     if not succeeded(reply):
         yield revoke(lease)
-        del notes["lease"]
+        _forget_lease(notes)
         return True  # somebody else changed the lease: look again
-    notes.update(lease=lease, seconds=seconds)
+    notes.update(lease=lease, seconds=seconds, since=sent)
     yield revoke(entry.lease)
     return True
+
+
+def _forget_lease(notes: Notes) -> None:
+    notes.pop("lease", None)
+    notes.pop("since", None)
 
 
 def _own(place: Place) -> Steps[Entry | None]:
@@ -227,6 +276,12 @@ def holder_of(place: Place) -> Steps[Entry | None]:
     return found[0] if found else None
 
 
+def found_by_token(place: Place) -> Steps[Entry | None]:
+    """The entry of a token of which nothing is noted: it is said in its value, or names the lease."""
+    queue = entries_of(checked((yield look(place.all()))))
+    return next((one for one in queue if place.counts(one.key) and shown(one, None).token == place.token), None)
+
+
 def find_before(place: Place, notes: Notes) -> Steps[None]:
     """Note which key is just before ours, if any."""
     reply = checked((yield look(place.all())))
@@ -234,7 +289,7 @@ def find_before(place: Place, notes: Notes) -> Steps[None]:
     mine = next((entry for entry in queue if entry.key == place.own), None)
     before = [entry for entry in queue if mine is not None and entry.revision < mine.revision]
     if before:
-        notes["before"] = (before[-1].key, revision_of(reply) + 1)
+        notes["before"] = Before(before[-1].key, revision_of(reply), len(before) == 1)
 
 
 def shown(entry: Entry, remaining: float | None) -> Holder:

@@ -14,15 +14,16 @@ from collections.abc import Mapping
 Value = int | bytes
 Message = dict[int, list[Value]]
 
+_SHORT = [bytes((number,)) for number in range(128)]
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def varint(number: int) -> bytes:
     """`number`, at least 0 and below 2**64, seven bits to a byte and the lowest first."""
+    if 0 <= number < 128:
+        return _SHORT[number]
     if not 0 <= number < 1 << 64:
         raise ValueError(f"{number} has no place in 64 bits")
-    if number < 128:
-        return bytes((number,))
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -33,18 +34,16 @@ def varint(number: int) -> bytes:
 
 def encode(fields: Mapping[int, Value | list[Value]]) -> bytes:
     """The bytes of a message. A number 0 is left out, as proto3 has it: it is what an absent one means."""
-    out = bytearray()
+    out: list[bytes] = []
     for field, value in fields.items():
-        for one in value if isinstance(value, list) else (value,):
-            if isinstance(one, int):
-                if one:
-                    out += varint(field << 3 | _VARINT)
-                    out += varint(one)
-            else:
-                out += varint(field << 3 | _BYTES)
-                out += varint(len(one))
-                out += one
-    return bytes(out)
+        if isinstance(value, bytes):  # most are
+            out += (varint(field << 3 | _BYTES), varint(len(value)), value)
+        elif isinstance(value, int):
+            if value:
+                out += (varint(field << 3 | _VARINT), varint(value))
+        else:
+            out += [encode({field: one}) for one in value]
+    return b"".join(out)
 
 
 def decode(data: bytes) -> Message:
