@@ -124,9 +124,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Side by side with the raw clients and with other libraries; JSON goes to benchmarks/results."""
+    """Side by side with the raw clients and with other libraries. Try: -- --quick, or -- --only redis --only S2"""
     ensure_servers(session)
-    session.install(".[redis]", *_group("bench"))
+    session.install(".[redis,memcached,etcd,django]", *_group("bench"))
     _no_surprises(session)
     session.run("python", "benchmarks/bench.py", *session.posargs)
 
