@@ -88,7 +88,8 @@ def _run_tests(session: nox.Session) -> None:
     session.install("-e", ".[redis,memcached,etcd,celery,django]", *_group("tests"))
     _no_surprises(session)
     _let_pytest_have_the_last_word(session)
-    session.run("python", "-m", "pytest", *session.posargs)
+    # Two at a time: most tests wait for something. Those of a class, or else of a file, share their servers.
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadscope", *session.posargs)
 
 
 def _let_pytest_have_the_last_word(session: nox.Session) -> None:
