@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import _options
 from ._names import check_name
-from ._options import NONE, TRUE, TTL, OnLost, overrides
+from ._options import NONE, TRUE, TTL, ZERO, OnLost, overrides
 from .errors import ConfigurationError, LockTimeout, NotHeld
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def acquire_lock(
     namespace: str | None = NONE,
     owner: str | None = NONE,
     on_lost: OnLost = NONE,
+    lock_delay: float = ZERO,
 ) -> Acquire[Lease, AsyncLease]:
     """A lock on `name`, for `with`, `async with` (both give the lease), or as a decorator of a function.
 
@@ -45,12 +46,13 @@ def acquire_lock(
     - `namespace`: prefix of the key in the store, "atomiclock" if not said; "" shares a lock with other software.
     - `owner`: a label for people; `host:pid:thread` if not said.
     - `on_lost`: called with the lease when it is lost; or "cancel", in async code, to cancel the body.
+    - `lock_delay`: seconds for which a lock that was lost, not released, is granted to nobody else.
 
     Entering raises `LockTimeout` when the time is over, `BackendUnavailable` when the store does not answer.
     Leaving raises `LockLost` if the lease was lost and the body did not raise. `ConfigurationError`, for bad
     arguments, is raised at once where it can be.
     """
-    given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+    given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay)
     return Acquire(check_name(name), url, _checked(name, given))
 
 
@@ -64,9 +66,10 @@ def try_lock(
     namespace: str | None = NONE,
     owner: str | None = NONE,
     on_lost: OnLost = NONE,
+    lock_delay: float = ZERO,
 ) -> Try:
     """As `acquire_lock`, but never waits: entering gives the lease, or `None` if somebody else holds the lock."""
-    given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost)
+    given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
     return Try(check_name(name), url, _checked(name, {**given, "timeout": 0}))
 
 

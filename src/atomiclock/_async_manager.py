@@ -13,7 +13,7 @@ from ._core import Core, named, unavailable
 from ._hold import HELD, Hold
 from ._lease import LeaseView, must_release, note_on
 from ._manager import grace_after, lock_timeout
-from ._options import NONE, TRUE, TTL, OnLost, Options, overrides
+from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
 from .backends import Holder, Peek, Unknown
 from .errors import BackendUnavailable, LockError, LockLost, LockTimeout, NotHeld
 
@@ -136,9 +136,10 @@ class AsyncLockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        lock_delay: float = ZERO,
         handover: bool = TRUE,
     ) -> None:
-        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, handover)
+        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay, handover)
         self._core = Core(url, client, given, "async")
         self._store: _async.AsyncStore = self._core.performer("virtual_async_store", _async.AsyncStore)
 
@@ -153,9 +154,12 @@ class AsyncLockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        lock_delay: float = ZERO,
     ) -> Acquiring[AsyncLease]:
         """A lease on `name`, by `await` or, released at the end, by `async with`. Errors as `LockManager.acquire`."""
-        options = self._core.options_for(name, overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost))
+        options = self._core.options_for(
+            name, overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay)
+        )
         return Acquiring(self._acquire(self._attempt(name, options), options.timeout))
 
     def try_acquire(
@@ -168,9 +172,12 @@ class AsyncLockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        lock_delay: float = ZERO,
     ) -> Acquiring[AsyncLease | None]:
         """A lease on `name`, or `None` if somebody else holds it. Never waits for the lock."""
-        options = self._core.options_for(name, overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
+        options = self._core.options_for(
+            name, overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
+        )
         return Acquiring(self._try_acquire(self._attempt(name, options)))
 
     def lock(
@@ -183,9 +190,12 @@ class AsyncLockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        lock_delay: float = ZERO,
     ) -> ManagedAsyncLock:
         """A lock on `name` for code that takes an `asyncio.Lock`. Nothing is sent before its first use."""
-        options = self._core.options_for(name, overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost))
+        options = self._core.options_for(
+            name, overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
+        )
         self._core.key(name, options)
         return ManagedAsyncLock(self, name, options)
 
@@ -310,7 +320,7 @@ class AsyncLockManager:
             lines.leave(hold)
 
     async def _extend(self, hold: Hold, ttl: float | None) -> None:
-        seconds = self._core.ttl(ttl)
+        seconds = self._core.ttl(ttl, hold)
         try:
             await self._store.run(_plans.extend(hold, seconds, self._core.terms))
         except LockError as error:

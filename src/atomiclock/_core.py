@@ -103,10 +103,10 @@ class Core:
 
     def _checked(self, options: Options) -> Options:
         traits = self.backend.traits
-        if options.ttl > traits.longest_ttl:
-            raise ConfigurationError(
-                f"ttl={options.ttl:g} is longer than the {traits.longest_ttl:g} s that {self.backend.place} can keep"
-            )
+        if options.ttl + options.lock_delay > traits.longest_ttl:
+            and_delay = f" with lock_delay={options.lock_delay:g}" if options.lock_delay else ""
+            most = f"the {traits.longest_ttl:g} s that {self.backend.place} can keep"
+            raise ConfigurationError(f"ttl={options.ttl:g}{and_delay} is longer than {most}")
         return options
 
     def performer(self, name: str, usual: Any) -> Any:
@@ -124,12 +124,12 @@ class Core:
         hold.handover = options.handover and self._hands_over
         return hold
 
-    def ttl(self, ttl: float | None) -> float | None:
+    def ttl(self, ttl: float | None, hold: Hold) -> float | None:
         """A ttl for `extend()`, checked like that of an acquire."""
         if ttl is None:
             return None
         checked: float = _options.CHECKS["ttl"]("ttl", ttl)
-        self._checked(Options(ttl=checked))
+        self._checked(Options(ttl=checked, lock_delay=hold.delay))
         return checked
 
 

@@ -31,6 +31,7 @@ class Hold:
         "__weakref__",
         "buried",
         "claimed",
+        "delay",
         "dropped",
         "due",
         "due_ticket",
@@ -70,6 +71,7 @@ class Hold:
         self.token = token  # what the store knows it by
         self.grant = token  # what the application knows it by; differs if the lock was passed on in this process
         self.ttl = options.ttl
+        self.delay = options.lock_delay  # seconds that the store keeps it beyond our ttl, which releases take off
         self.renew = options.renew
         self.handover = options.handover  # whether it may be passed on in this process
         self.on_lost = options.on_lost
@@ -130,6 +132,7 @@ class Hold:
             and self.renew
             and other.renew
             and self.ttl == other.ttl
+            and self.delay == other.delay
             and self.label == other.label
             and other.state == TRYING
         )
@@ -144,6 +147,10 @@ class Hold:
             self.fence = None if hold.fence is None else hold.fence + 1
             self.state = HELD
         hold.released(False, False)
+
+    def removable(self, now: float) -> float:
+        """When the store may be asked to remove what is left: after a loss, not before the lock-delay is over."""
+        return max(now, self.last_sent + self.ttl + self.delay) if self.delay and self.state == LOST else now
 
     @property
     def lingers(self) -> bool:

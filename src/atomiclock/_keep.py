@@ -272,7 +272,7 @@ def _extension(hold: Hold, now: float, deadline: float) -> Extend:
     hold.renewing = ttl = hold.ttl
     if hold.ttl != ttl:  # changed between the two reads by an extend() that did not see us
         hold.renewing = ttl = hold.ttl
-    return Extend(hold.key, hold.token, ttl, deadline, hold.notes)
+    return Extend(hold.key, hold.token, ttl + hold.delay, deadline, hold.notes)
 
 
 def _put(holds: list[Hold], asks: list[Extend]) -> Plan[list[Any]]:
@@ -299,7 +299,7 @@ def _renewed(book: Book, answered: list[tuple[Hold, Extend, Any]], sent: float, 
         if hold.state != HELD or isinstance(kept, Unknown):
             continue
         if kept:
-            hold.extended(sent, min(ask.ttl, hold.ttl))
+            hold.extended(sent, min(ask.ttl - hold.delay, hold.ttl))
             book.again(hold, hold.due)
         else:
             hold.lose(GONE)
@@ -314,12 +314,12 @@ def _part(left: float, parts: int) -> float:
 
 def _bury(book: Book, hold: Hold, now: float, terms: Terms) -> Plan[None]:
     """Take back what an attempt left behind, until the store confirms it or the ttl has done it."""
-    if not hold.lingers or now > hold.last_sent + hold.ttl + terms.bound:
+    if not hold.lingers or now > hold.last_sent + hold.ttl + hold.delay + terms.bound:
         book.discard(hold)
         return
-    paused = book.paused(hold.io, now)
-    if paused is not None:
-        book.again(hold, paused)
+    later = book.paused(hold.io, now) or hold.removable(now)
+    if later > now:
+        book.again(hold, later)
         return
     deadline = now + min(terms.each, _part(book.next_end() - now, 3))
     hold.releases_unanswered += 1

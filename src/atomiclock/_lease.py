@@ -42,7 +42,7 @@ class LeaseView:
 
     @property
     def ttl(self) -> float:
-        """Seconds that the store keeps the lock after the last renewal."""
+        """Seconds that the store keeps the lock after the last renewal, but for the lock-delay."""
         return self._hold.ttl
 
     @property

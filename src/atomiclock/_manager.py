@@ -12,7 +12,7 @@ from . import _plans, _process, _sync
 from ._core import Core, named, unavailable
 from ._hold import HELD, Hold
 from ._lease import LeaseView, must_release, note_on
-from ._options import NONE, TRUE, TTL, OnLost, Options, overrides
+from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
 from .backends import Holder, Peek, Unknown
 from .errors import BackendUnavailable, ConfigurationError, LockError, LockLost, LockTimeout, NotHeld
 
@@ -94,9 +94,10 @@ class LockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        lock_delay: float = ZERO,
         handover: bool = TRUE,
     ) -> None:
-        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, handover)
+        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay, handover)
         self._core = Core(url, client, given, "sync")
         _refuse_cancel(self._core.options())
         self._store: _sync.Store = self._core.performer("virtual_store", _sync.Store)
@@ -112,13 +113,14 @@ class LockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        lock_delay: float = ZERO,
     ) -> Lease:
         """A lease on `name`, which is also a context manager that releases it.
 
         Raises `LockTimeout` if somebody else held it until `timeout` seconds were over, `BackendUnavailable` if
         the store did not answer, and `ConfigurationError` before anything is sent.
         """
-        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost)
+        given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay)
         options = self._core.options_for(name, given)
         return self._acquire(self._attempt(name, options), options.timeout)
 
@@ -132,9 +134,10 @@ class LockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        lock_delay: float = ZERO,
     ) -> Lease | None:
         """A lease on `name`, or `None` if somebody else holds it. Never waits for the lock; errors as `acquire`."""
-        given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost)
+        given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
         try:
             return self._acquire(self._attempt(name, self._core.options_for(name, given)), 0)
         except LockTimeout:
@@ -150,9 +153,10 @@ class LockManager:
         namespace: str | None = NONE,
         owner: str | None = NONE,
         on_lost: OnLost = NONE,
+        lock_delay: float = ZERO,
     ) -> ManagedLock:
         """A lock on `name` for code that takes a `threading.Lock`. Nothing is sent before its first use."""
-        given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost)
+        given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
         options = self._core.options_for(name, given)
         self._core.key(name, options)
         return ManagedLock(self, name, _refuse_cancel(options))
@@ -268,7 +272,7 @@ class LockManager:
             lines.leave(hold)
 
     def _extend(self, hold: Hold, ttl: float | None) -> None:
-        seconds = self._core.ttl(ttl)
+        seconds = self._core.ttl(ttl, hold)
         try:
             self._store.run(_plans.extend(hold, seconds, self._core.terms))
         except LockError as error:

@@ -28,6 +28,7 @@ class Default:
 TTL: Any = Default(30.0)
 NONE: Any = Default(None)
 TRUE: Any = Default(True)
+ZERO: Any = Default(0.0)
 
 
 class Options(NamedTuple):
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     owner: str | None = None
     on_lost: OnLost = None
     handover: bool = True
+    lock_delay: float = 0.0
 
     def with_(self, given: Mapping[str, Any]) -> Options:
         """These options with those of `given` that were really passed, each checked."""
@@ -61,6 +63,7 @@ def overrides(
     namespace: Any = NONE,
     owner: Any = NONE,
     on_lost: Any = NONE,
+    lock_delay: Any = ZERO,
     handover: Any = TRUE,
 ) -> dict[str, Any]:
     """The options that a call really gave."""
@@ -76,6 +79,7 @@ def overrides(
         "owner": owner,
         "on_lost": on_lost,
         "handover": handover,
+        "lock_delay": lock_delay,
     }
     return {key: value for key, value in given.items() if type(value) is not Default}
 
@@ -108,6 +112,13 @@ def _wait_or_none(key: str, value: object) -> float | None:
         raise ConfigurationError(
             f"{key} must be a finite number of seconds, 0 or more (0: one attempt; None: wait for ever), not {value!r}"
         )
+    return seconds
+
+
+def _zero_or_more(key: str, value: object) -> float:
+    seconds = _number(key, value)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ConfigurationError(f"{key} must be a finite number of seconds, 0 or more, not {value!r}")
     return seconds
 
 
@@ -148,9 +159,10 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "owner": _text_or_none,
     "on_lost": _on_lost,
     "handover": _flag,
+    "lock_delay": _zero_or_more,
 }
 
-IN_URL = ("ttl", "timeout", "renew", "max_hold", "namespace", "handover")
+IN_URL = ("ttl", "timeout", "renew", "max_hold", "namespace", "handover", "lock_delay")
 
 
 def seconds_from_text(key: str, text: str) -> float:
@@ -203,6 +215,7 @@ def configure(
     namespace: str | None = NONE,
     owner: str | None = NONE,
     on_lost: OnLost = NONE,
+    lock_delay: float = ZERO,
     handover: bool = TRUE,
 ) -> None:
     """Set this process's defaults for calls that do not say otherwise; each call replaces what it names.
@@ -213,7 +226,7 @@ def configure(
     Raises `ConfigurationError` for a value out of range, and then changes nothing.
     """
     global _version
-    changed = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, handover)
+    changed = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay, handover)
     Options().with_(changed)
     given_url: object = url
     if type(given_url) is not Default:

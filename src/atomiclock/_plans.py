@@ -168,20 +168,23 @@ class _Attempt:
     def _add(self, sent: float) -> Add:
         hold, bound = self.hold, sent + self.terms.each
         bound = bound if self.once else min(bound, self.deadline)
-        return Add(hold.key, hold.token, hold.ttl, hold.owner, not self.once, bound, hold.notes)
+        ttl = hold.ttl + hold.delay
+        return Add(hold.key, hold.token, ttl, hold.owner, not self.once, bound, hold.notes, hold.delay)
 
     def _wait(self, busy: Busy, now: float) -> Plan[Wait]:
         hold, terms = self.hold, self.terms
         # The answer to a wait must be here before the deadline, so the store is told to end it a little before.
         latest = self.deadline - 2 * self.latency - 0.005
         left = LONGEST_WAIT if busy.remaining is None else min(LONGEST_WAIT, busy.remaining)
+        if hold.delay and terms.wait_adds:
+            left = min(left, hold.ttl / 4)  # the grant's validity counts from here, and the store knows a longer ttl
         until = min(now + left + 0.001 + 0.004 * terms.random(), latest)
         if until <= now:
             if self.deadline > now:
                 yield Sleep(self.deadline)
             raise self._timed_out(busy)
-        bound = min(until + terms.each, self.deadline)
-        return Wait(hold.key, hold.token, self.begun, until, busy.signals, bound, hold.notes, hold.ttl, hold.owner)
+        bound, ttl = min(until + terms.each, self.deadline), hold.ttl + hold.delay
+        return Wait(hold.key, hold.token, self.begun, until, busy.signals, bound, hold.notes, ttl, hold.owner)
 
     def _refused(self, busy: Busy | None, answer: Busy | None, sent: float) -> None:
         """The store answered, and not with yes. Raises when that was the last chance."""
@@ -291,7 +294,7 @@ def extend(hold: Hold, ttl: float | None, terms: Terms) -> Plan[None]:
         if hold.over(sent):
             hold.raise_lost()
         until = min(sent + terms.each, patience.end, hold.valid_until)
-        ask = Extend(hold.key, hold.token, seconds, until, hold.notes)
+        ask = Extend(hold.key, hold.token, seconds + hold.delay, until, hold.notes)
         hold.extending(sent, seconds)
         try:
             kept = yield ask

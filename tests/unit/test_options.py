@@ -17,6 +17,7 @@ BAD: dict[str, list[Any]] = {
     "timeout": [-1, -0.001, NAN, INF, True, "5", 10**400],
     "renew": [1, 0, "yes", None],
     "max_hold": [0, -1, NAN, INF, True, "5"],
+    "lock_delay": [-1, NAN, INF, True, "5", None],
     "namespace": [5, b"shop", True],
     "owner": [5, b"me"],
     "on_lost": ["explode", 5, "Cancel"],
@@ -26,6 +27,7 @@ GOOD: dict[str, list[Any]] = {
     "timeout": [None, 0, 5, 0.5],
     "renew": [True, False],
     "max_hold": [None, 5],
+    "lock_delay": [0, 0.5, 15],
     "namespace": [None, "", "shop", "a b"],
     "owner": [None, "", "Ann"],
     "on_lost": [None, print],
@@ -73,7 +75,7 @@ def test_an_unknown_argument_is_a_type_error_as_for_any_function() -> None:
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    assert Options() == (30.0, None, True, None, "atomiclock", None, None, True)
+    assert Options() == (30.0, None, True, None, "atomiclock", None, None, True, 0.0)
     assert LockManager("memory://")._core.options() == Options()
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN = 0.5
 """Seconds after which a waiter that nobody woke looks again."""
+UNKNOWN_SPACE = "?"
+"""The pid namespace of a holder whose death nobody shall notice; real ones have brackets in their names."""
 GRACE = 0.05
 """Seconds for which a free lock is kept for the waiter whose turn it is."""
 
@@ -99,7 +101,9 @@ class SQLiteBackend:
 
         def attempt(db: sqlite3.Connection) -> Granted | Busy:
             now = _process.clock()
-            fresh = (key, ask.token, ask.owner.encode("utf-8", "replace"), now + ask.ttl, *me)
+            # With a lock-delay the holder's death sets nobody free: of another pid namespace it is not known.
+            who = me._replace(space=UNKNOWN_SPACE) if ask.delay else me
+            fresh = (key, ask.token, ask.owner.encode("utf-8", "replace"), now + ask.ttl, *who)
             row = _row(db, key)  # to look first spares those who find it held a write
             if row is None and (fence := _insert(db, _INSERT_IF_NOBODY_WAITS, (*fresh, key))) is not None:
                 return Granted(fence)

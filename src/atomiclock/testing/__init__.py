@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ._suite import BackendSuite
 
 _WITH_ASSERTS = (
-    "_contract", "_exclusion", "_expiry", "_failures", "_fences", "_leases", "_leftovers", "_line", "_names",
+    "_contract", "_delay", "_exclusion", "_expiry", "_failures", "_fences", "_leases", "_leftovers", "_line", "_names",
     "_processes", "_renewal", "_traits", "_verbs", "_waiting",
 )  # fmt: skip
 

@@ -62,7 +62,7 @@ class Child:
             pipe.close()
 
 
-class ProcessLaws(Laws):
+class ProcessFixtures(Laws):
     @pytest.fixture
     def child(self, url: str, colour: Colour, name: str) -> Iterator[Callable[..., Child]]:
         """Starts child processes that work on the same store, in the same colour."""
@@ -77,6 +77,8 @@ class ProcessLaws(Laws):
         for one in children:
             one.close()
 
+
+class ProcessLaws(ProcessFixtures):
     def test_never_two_processes_inside(self, child: Callable[..., Child], tmp_path: Path, traits: Traits) -> None:
         needs(traits.scope != "process", "its scope is one process")
         children = [child("count", folder=str(tmp_path), rounds=12) for _ in range(4)]

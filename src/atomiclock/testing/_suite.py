@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ._contract import ContractLaws
+from ._delay import DelayLaws
 from ._exclusion import ExclusionLaws
 from ._expiry import ExpiryLaws
 from ._failures import FailureLaws
@@ -23,6 +24,7 @@ class BackendSuite(
     WaitingLaws,
     LineLaws,
     ExpiryLaws,
+    DelayLaws,
     LeaseLaws,
     RenewalLaws,
     FenceLaws,
