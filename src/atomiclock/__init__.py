@@ -20,6 +20,7 @@ from .errors import (
     LockLost,
     LockTimeout,
     NotHeld,
+    StaleFence,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ __all__ = [
     "LockManager",
     "LockTimeout",
     "NotHeld",
+    "StaleFence",
     "Traits",
     "acquire_lock",
     "configure",

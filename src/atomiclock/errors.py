@@ -53,6 +53,16 @@ class LockLost(LockError):
     reason: str = ""
 
 
+class StaleFence(LockError):
+    """A guard of `atomiclock.fencing` refused a write, and nothing of it is there: a later holder has written already.
+
+    `fence` is the number that was refused, `seen` the later one that is there, if that is known.
+    """
+
+    fence: int | None = None
+    seen: int | None = None
+
+
 class NotHeld(LockError, RuntimeError):
     """A release or extension of something that is not held: never acquired, or released before."""
 

@@ -16,6 +16,7 @@ from atomiclock.errors import (
     LockLost,
     LockTimeout,
     NotHeld,
+    StaleFence,
 )
 
 ALSO: dict[type[LockError], tuple[type[Exception], ...]] = {
@@ -23,6 +24,7 @@ ALSO: dict[type[LockError], tuple[type[Exception], ...]] = {
     LockTimeout: (TimeoutError,),
     LockLost: (),
     NotHeld: (RuntimeError,),
+    StaleFence: (),
     BackendUnavailable: (ConnectionError,),
     ConfigurationError: (ValueError,),
     BackendRefused: (BackendUnavailable, ConfigurationError),
