@@ -15,8 +15,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial, wraps
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from celery import Task, current_app, current_task
 from celery.utils.log import get_task_logger
@@ -25,6 +26,9 @@ from ._api import acquire_lock, manager_for, try_lock
 from ._keys import Key
 from ._options import NONE, TTL, Options, overrides
 from .errors import ConfigurationError, LockError
+
+if TYPE_CHECKING:
+    from ._manager import Lease
 
 F = TypeVar("F", bound=Callable[..., Any])
 OnConflict = Literal["skip", "raise"]
@@ -77,7 +81,7 @@ def exclusive(
             lock: Any = try_lock if on_conflict == "skip" else partial(acquire_lock, timeout=0)
             with lock(name, target, **given) as lease:
                 if lease is not None:
-                    return function(*args, **kwargs)
+                    return _with_lease(lease, function, args, kwargs)
             get_task_logger(task_name).info("%s: %s (%s)", own, busy, _owner(name, target))
             return skip_result
 
@@ -86,6 +90,25 @@ def exclusive(
         return cast(F, run)
 
     return decorate
+
+
+def current_lease() -> Lease | None:
+    """The lease of the innermost `exclusive` task function that runs here; `None` outside of one.
+
+    For its `fence`, and for `check()` between the steps of a long task.
+    """
+    return _lease.get()
+
+
+_lease: ContextVar[Lease | None] = ContextVar("_lease", default=None)
+
+
+def _with_lease(lease: Lease, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    before = _lease.set(lease)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _lease.reset(before)
 
 
 def _names_for(function: Callable[..., Any], key: str | Callable[..., str] | None) -> Key:
@@ -142,4 +165,4 @@ def _owner(name: str, url: str | None) -> str:
     return "it has just ended, or does not say who it is"
 
 
-__all__ = ["exclusive"]
+__all__ = ["current_lease", "exclusive"]

@@ -14,7 +14,7 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 
 from atomiclock import ConfigurationError, LockLost, LockManager, LockTimeout
-from atomiclock.celery import exclusive
+from atomiclock.celery import current_lease, exclusive
 
 URL = "https://example.org/rss"
 
@@ -44,6 +44,30 @@ def test_the_work_is_done_with_the_lock_held_and_released_afterwards(app: Celery
 
     assert import_feed.delay(URL).get() is True
     assert LockManager(store).holder(f"import_feed:{URL}") is None
+
+
+def test_the_work_knows_its_lease_and_the_innermost_of_several(app: Celery) -> None:
+    @app.task(name="inner")
+    @exclusive()
+    def inner() -> Any:
+        return current_lease().name
+
+    @app.task(name="outer")
+    @exclusive()
+    def outer(fails: bool) -> Any:
+        names = [current_lease().name, inner(), current_lease().name]
+        assert (current_lease().fence or 0) > 0
+        assert not fails
+        return names
+
+    one, two, three = outer.delay(False).get()
+    assert one.startswith("outer:")
+    assert two.startswith("inner:")
+    assert three == one
+    assert current_lease() is None
+    with pytest.raises(AssertionError):
+        outer.delay(True).get()
+    assert current_lease() is None
 
 
 def test_a_duplicate_is_logged_and_skipped(app: Celery, store: str, caplog: pytest.LogCaptureFixture) -> None:
