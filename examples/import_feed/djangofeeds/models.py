@@ -1,12 +1,16 @@
 """A feed and its entries."""
 
+from atomiclock.fencing.django import FencedModel
 from django.db import models
 
 from djangofeeds.managers import FeedManager
 
 
-class Feed(models.Model):
-    """One feed, with what is needed to ask for it again and what came of the last attempt."""
+class Feed(FencedModel):
+    """One feed, with what is needed to ask for it again and what came of the last attempt.
+
+    Its fence refuses an import whose worker slept past its lock while another imported the feed.
+    """
 
     url = models.URLField(max_length=500, unique=True)
     title = models.CharField(max_length=500, blank=True)

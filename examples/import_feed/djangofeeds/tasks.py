@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from atomiclock.celery import exclusive
+from atomiclock.celery import current_lease, exclusive
 from celery import shared_task, signals
 
 from djangofeeds.fetch import FeedError
@@ -18,7 +18,9 @@ LOCK_TTL = 5
 @exclusive("{feed_url}", ttl=LOCK_TTL, on_conflict="skip")
 def import_feed(feed_url: str) -> str:
     """Import one feed; None, at once, while another worker does."""
-    return Feed.objects.import_feed(feed_url).url
+    lease = current_lease()
+    # No fence: a store that has none, such as a DatabaseCache. Then nothing refuses a worker that comes too late.
+    return Feed.objects.import_feed(feed_url, fence=lease.fence if lease else None).url
 
 
 @shared_task(throws=(FeedError,))
