@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from ._hold import HELD, Hold
+from ._names import presentable
 from .backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait
 from .errors import BackendUnavailable, ConfigurationError, LockTimeout
 
@@ -222,7 +223,7 @@ def _pause(hold: Hold, patience: Patience, error: Unknown, asked: float, verb: s
 
 def timed_out(hold: Hold, owner: str | None, waited: float) -> LockTimeout:
     """The error for an attempt that ended while `owner` had the lock."""
-    who = f"held by {owner}" if owner else "held by other software"
+    who = f"held by {presentable(owner)}" if owner else "held by other software"
     how_long = f"not acquired within {waited:.3g} s" if waited >= 0.001 else "not acquired"
     return LockTimeout(f"the lock {hold.name!r} is {who}: {how_long}", name=hold.name, waited=waited, owner=owner)
 

@@ -24,6 +24,7 @@ from celery.utils.log import get_task_logger
 
 from ._api import acquire_lock, manager_for, try_lock
 from ._keys import Key
+from ._names import presentable
 from ._options import NONE, TTL, Options, overrides
 from .errors import ConfigurationError, LockError
 
@@ -161,7 +162,7 @@ def _owner(name: str, url: str | None) -> str:
     with suppress(LockError):
         holder = manager_for(url).holder(name)
         if holder is not None and holder.owner:
-            return holder.owner
+            return presentable(holder.owner)
     return "it has just ended, or does not say who it is"
 
 

@@ -102,10 +102,15 @@ class Table:
         return naive(time.time(), self.zone)
 
     def row(self, db: sqlite3.Connection, key: str) -> Row | None:
-        found = db.execute(self._select, (key,)).fetchone()
+        try:
+            found = db.execute(self._select, (key,)).fetchone()
+        except ValueError:  # of Django's converter
+            found = (None, None)
         if found is None:
             return None
         text, expires = found
+        if not isinstance(expires, datetime):
+            raise BackendRefused(f"{self._place}: the row of this lock has an expiry that is no time: delete the row")
         try:
             data = base64.b64decode(text)
         except (binascii.Error, ValueError):

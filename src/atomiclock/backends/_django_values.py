@@ -67,7 +67,10 @@ def unpacked(data: bytes) -> Value:
         mark, token, owner = found.split(" ", 2)
         if mark == MARK:
             return Value(token, owner, ours=True)
-    return Value(str(found)[:200], None, ours=False)
+    text = f"{type(found).__name__} that cannot be shown"
+    with suppress(Exception):  # such as a number of ten thousand digits
+        text = str(found)[:200]
+    return Value(text, None, ours=False)
 
 
 class _Literal(pickle.Unpickler):

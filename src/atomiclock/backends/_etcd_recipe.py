@@ -264,7 +264,7 @@ def said_by(entry: Entry) -> tuple[str | None, str | None]:
     try:
         said: Any = json.loads(entry.value)
         token, owner = said["token"], said["owner"]
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, RecursionError):  # whatever somebody has put there
         return None, None
     if not isinstance(token, str) or not isinstance(owner, str):
         return None, None

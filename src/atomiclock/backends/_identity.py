@@ -20,6 +20,13 @@ class Identity(NamedTuple):
     pid: int
     started: int
 
+    @property
+    def plausible(self) -> bool:
+        """Whether it can be one: what is read from a file may have been put there by anybody."""
+        words, numbers = (self.boot, self.space), (self.pid, self.started)
+        right = all(type(one) is str for one in words) and all(type(one) is int for one in numbers)
+        return right and -(2**31) <= self.pid < 2**31
+
 
 _mine: tuple[int, Identity] | None = None
 

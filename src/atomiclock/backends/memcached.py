@@ -227,7 +227,7 @@ class MemcachedBackend:
         found = _checked((yield Look(self._key(ask.key))))
         if found is None:
             return None
-        parts, token = found.parts, _token_of(found).decode()
+        parts, token = found.parts, _token_of(found).decode("utf-8", "replace")
         if parts is None:
             return Holder(None, token, None, found.remaining)
         return Holder(parts[3].decode("utf-8", "replace"), token, _place(found).fence, found.remaining)

@@ -8,15 +8,17 @@ port first and looks again afterwards, so no release goes unnoticed, and a datag
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 from collections.abc import Iterator
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _process
 from .._options import flag_from_text
 from .._url import URL
-from ..errors import ConfigurationError
+from ..errors import BackendRefused, ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Wait
 from ._identity import Identity, identity, is_dead
 from ._sqlite_io import AsyncFileChannel, FileChannel, Listening, ring
@@ -51,6 +53,11 @@ class Row(NamedTuple):
         return not is_dead(self.holder)
 
     @property
+    def plausible(self) -> bool:
+        texts = type(self.token) is str and type(self.owner) in (bytes, str)
+        return texts and type(self.expires) is float and math.isfinite(self.expires) and self.holder.plausible
+
+    @property
     def holder(self) -> Identity:
         return Identity(self.boot, self.space, self.pid, self.started)
 
@@ -60,7 +67,12 @@ _SELECT = "SELECT fence, token, owner, expires, boot, space, pid, started FROM l
 
 def _row(db: sqlite3.Connection, key: bytes) -> Row | None:
     found = db.execute(_SELECT, (key,)).fetchone()
-    return None if found is None else Row(*found)
+    if found is None:
+        return None
+    row = Row(*found)
+    if not row.plausible:
+        raise BackendRefused("a row of the lock file was altered: it is none of ours; remove the file, or give another")
+    return row
 
 
 class SQLiteBackend:
@@ -223,6 +235,11 @@ class Waiter(NamedTuple):
     grace: float | None
     who: Identity
 
+    @property
+    def plausible(self) -> bool:
+        rings = type(self.port) is int and 0 < self.port < 65536 and type(self.cookie) is bytes
+        return rings and len(self.cookie) == 16 and isinstance(self.grace, (float, NoneType)) and self.who.plausible
+
 
 def _waiters(db: sqlite3.Connection, key: bytes) -> Iterator[Waiter]:
     """Who waits, longest first."""
@@ -231,7 +248,11 @@ def _waiters(db: sqlite3.Connection, key: bytes) -> Iterator[Waiter]:
         (key,),
     ).fetchall()
     for token, port, cookie, grace, *who in found:
-        yield Waiter(token, port, cookie, grace, Identity(*who))
+        waiter = Waiter(token, port, cookie, grace, Identity(*who))
+        if waiter.plausible:
+            yield waiter
+        else:
+            db.execute("DELETE FROM waiters WHERE token = ?", (token,))
 
 
 def _turn_of_another(db: sqlite3.Connection, key: bytes, mine: str, now: float, me: Identity) -> float | None:
