@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sqlite3
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,9 +42,17 @@ def default_path() -> str:
 
     folder = user_state_path("atomiclock")
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for one in (*reversed(folder.parents), folder):  # `parents=True` would let the umask decide about the others
+            if not one.exists():
+                one.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
     except OSError as error:
         raise BackendRefused(f"sqlite:// cannot make its directory {folder}: {error.strerror}; {INSTEAD}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise BackendRefused(f"sqlite://: its directory {folder} is a link, or no directory at all; {INSTEAD}")
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        whose = "belongs to another user" if status.st_uid != os.geteuid() else "can be written by others: chmod 700 it"
+        raise BackendRefused(f"sqlite://: its directory {folder} {whose}; {INSTEAD}")
     return str(folder / "locks.db")
 
 
@@ -58,6 +67,7 @@ def prepare(path: str) -> None:
             f"sqlite:///{path} is on a network file system ({kind}), where locks of several machines would not "
             f"exclude each other: use redis:// for that, or for one machine {INSTEAD} on a local disk"
         )
+    _refuse_planted(path, folder)
     try:
         # Never opened if it exists: closing it would drop the locks that SQLite has on it in this process.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600))
@@ -66,6 +76,17 @@ def prepare(path: str) -> None:
             raise BackendRefused(f"sqlite:///{path} is not a file; {INSTEAD}") from None
     except OSError as error:
         raise BackendRefused(f"sqlite:///{path} cannot be written: {error.strerror}; {INSTEAD}") from error
+
+
+def _refuse_planted(path: str, folder: str) -> None:
+    """Refuse what another user has put in our file's place, where everybody may put something, as in /tmp."""
+    around = os.stat(folder)
+    if not (around.st_mode & stat.S_ISVTX and around.st_mode & stat.S_IWOTH):
+        return
+    for part in (path, f"{path}-wal", f"{path}-shm"):
+        with suppress(FileNotFoundError):
+            if os.lstat(part).st_uid not in (os.geteuid(), around.st_uid):
+                raise BackendRefused(f"sqlite:///{path}: {part} was made by another user; {INSTEAD}")
 
 
 def file_system(folder: str, mounts: str = "/proc/self/mountinfo") -> str:
