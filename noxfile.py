@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -100,10 +102,47 @@ def _let_pytest_have_the_last_word(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and common mistakes."""
+    """Style, common mistakes, and known vulnerabilities of what the extras install."""
     session.install(*_group("lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check")
+    _audit(session)
+
+
+def _audit(session: nox.Session) -> None:
+    """Fail for a vulnerability that is known of a dependency; warn if the service which knows cannot be reached.
+
+    Looked at are the versions that pip would install for the extras now, and not the tools in the session.
+    """
+    folder = Path(session.create_tmp())
+    plan, wanted, found = folder / "plan.json", folder / "wanted.txt", folder / "found.json"
+    found.unlink(missing_ok=True)
+    resolve = ("python", "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(plan))
+    session.run(*resolve, ".[redis,memcached,etcd,celery,django,cli]", silent=True)
+    pinned = [each["metadata"] for each in json.loads(plan.read_text())["install"]]
+    lines = [f"{one['name']}=={one['version']}" for one in pinned if one["name"] != "atomiclock"]
+    wanted.write_text("\n".join(lines) + "\n")
+    look = ("pip-audit", "--disable-pip", "--no-deps", "--progress-spinner=off", "--format=json", "-o", str(found))
+    said = session.run(*look, "-r", str(wanted), silent=True, success_codes=[0, 1])
+    why = str(said).strip().rpartition("\n")[2][:300]
+    _judge(session, json.loads(found.read_text())["dependencies"] if found.exists() else [], why)
+
+
+def _judge(session: nox.Session, dependencies: list[dict[str, Any]], why: str) -> None:
+    """Fail for what is known, and never call a package clean of which the service has said nothing."""
+    audited = [each for each in dependencies if "vulns" in each]
+    bad = [each for each in audited if each["vulns"]]
+    for each in bad:
+        session.warn(f"{each['name']} {each['version']}: {', '.join(one['id'] for one in each['vulns'])}")
+    if bad:
+        session.error(f"{len(bad)} dependencies have known vulnerabilities")
+    skipped = [each["name"] for each in dependencies if "vulns" not in each]
+    if not audited:
+        session.warn(f"NOT AUDITED: no service that knows of vulnerabilities could be reached. {why}")
+        return
+    if skipped:
+        session.warn(f"NOT AUDITED: {', '.join(skipped)}, of which the service knows nothing")
+    session.log(f"{len(audited)} dependencies have no known vulnerability")
 
 
 @nox.session
