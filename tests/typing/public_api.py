@@ -26,12 +26,14 @@ from atomiclock import (
     LockManager,
     LockTimeout,
     NotHeld,
+    StaleFence,
     Traits,
     acquire_lock,
     configure,
     try_lock,
 )
-from atomiclock.celery import exclusive
+from atomiclock.celery import current_lease, exclusive
+from atomiclock.fencing import async_fenced_set, fence_predicate, fenced_set, fenced_update
 
 
 def told(lease: Lease) -> None: ...
@@ -195,6 +197,26 @@ def import_feed(feed_url: str) -> str:
 
 
 assert_type(import_feed("https://example.org/rss"), str)
+
+
+def delayed(locks: LockManager) -> None:
+    configure(lock_delay=5)
+    with acquire_lock("x", lock_delay=1.5) as lease, locks.acquire("y", lock_delay=2) as other:
+        assert_type(fenced_update(object(), "t", {"a": 1}, {"id": 1}, fence=lease), bool)
+        fence_predicate(other.fence or 0, paramstyle="pyformat")
+        fenced_set(object(), "key", "value", fence=other, ttl=5)
+    running = current_lease()
+    if running is not None:
+        assert_type(running.fence, "int | None")
+
+
+async def delayed_async(locks: AsyncLockManager) -> None:
+    async with locks.acquire("x", lock_delay=1) as lease:
+        await async_fenced_set(object(), b"key", b"value", fence=lease)
+
+
+def refused(error: StaleFence) -> None:
+    assert_type(error.seen, "int | None")
 
 
 def same_calls(mine: threading.Lock, ours: Lock) -> None:

@@ -1,5 +1,8 @@
 """A guard for Django's models: a column that has the greatest fence, and `save(fence=...)`."""
 
+# Django has no types of its own, and what is inferred from its sources is wrong of models and of `atomic`.
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -98,6 +101,7 @@ class FencedModel(models.Model):  # type: ignore[misc]  # Django has no types of
             named = more.get("update_fields", rest[0] if rest else None) or ()
             return super()._do_update(base_qs, using, pk_val, values if "fence" in named else others, *rest, **more)
         values = [*others, (field, None, number.value)]
+        seen: int | None = None
         for _ in range(2):
             guarded = base_qs.filter(fence__lte=number.value)
             updated = super()._do_update(guarded, using, pk_val, values, *rest, **more)
