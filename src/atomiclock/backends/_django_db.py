@@ -102,6 +102,7 @@ class Table:
         return naive(time.time(), self.zone)
 
     def row(self, db: sqlite3.Connection, key: str) -> Row | None:
+        found: Any
         try:
             found = db.execute(self._select, (key,)).fetchone()
         except ValueError:  # of Django's converter

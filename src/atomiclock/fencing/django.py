@@ -2,6 +2,7 @@
 
 # Django has no types of its own, and what is inferred from its sources is wrong of models and of `atomic`.
 # pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false, reportIncompatibleMethodOverride=false
+# pyright: reportArgumentType=false
 
 from __future__ import annotations
 
