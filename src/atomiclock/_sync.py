@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, TypeVar
 
 from . import _process
@@ -16,6 +16,7 @@ from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
 from ._lease import warn_dropped, warn_lost
 from ._line import LOOK_AGAIN, Lines, must_watch
 from ._plans import Plan, Sleep, Terms, ended, timed_out
+from ._post import Post
 from .backends import Backend, Channel, Unknown, verbs_of
 from .errors import LockError
 
@@ -148,7 +149,7 @@ class KeeperThread:
     def __init__(self) -> None:
         # Re-entrant, and a queue instead of an event: a signal handler or a finalizer may come in between.
         self.book = Book(threading.RLock())
-        self._wake: SimpleQueue[Hold | None] = SimpleQueue()
+        self._wake: Post[Hold | None] = Post()
         self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
 
@@ -241,7 +242,7 @@ class KeeperThread:
             while True:
                 if orphan is not None:
                     self.bury(orphan)
-                orphan = self._wake.get_nowait()
+                orphan = self._wake.get(0)
 
     def _tell(self, hold: Hold) -> None:
         warn_lost(hold)

@@ -13,11 +13,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from .. import _process
+from .._post import Post
 
 T = TypeVar("T")
 
 
-class Mailbox(SimpleQueue[Any]):
+class Mailbox(Post[Any]):
     """Where a thread waits for one thing."""
 
     def wait(self, seconds: float | None) -> Any:
