@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Post(Generic[T]):
     """Where threads put things for one thread that waits for them.
 
-    Not a SimpleQueue: up to CPython 3.12 its `get` may wait for ever if its timeout ends while it looks around, since it
+    Not a SimpleQueue: up to CPython 3.12 its `get` may wait for ever if its timeout ends while it looks around: it
     takes the rest of the time, which is below 0 then, for "no timeout". Measured on a busy machine with timeouts of
     microseconds: six threads of six within 12 s.
     """
