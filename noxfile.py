@@ -31,6 +31,12 @@ SERVERS = {
 SERVICES = {"redis-server": "redis-server", "memcached": "memcached", "etcd-server": "etcd"}
 """What systemd starts when those packages are installed."""
 
+FAULTS = [
+    "tests/faults", "tests/policy", "tests/mutants",
+    "tests/memcached/test_faults.py", "tests/etcd/test_outages.py", "tests/etcd/test_processes.py",
+]  # fmt: skip
+"""Where it is tried what goes wrong."""
+
 
 @nox.session
 def demo(session: nox.Session) -> None:
@@ -85,13 +91,20 @@ for _version in PYTHONS:
     _tests_under(_version)
 
 
-def _run_tests(session: nox.Session) -> None:
+@nox.session
+def faults(session: nox.Session) -> None:
+    """The long form of what goes wrong: every fault on every store, histories of many processes, many more schedules."""
+    session.env["ATOMICLOCK_FAULTS"] = "long"
+    _run_tests(session, *FAULTS)
+
+
+def _run_tests(session: nox.Session, *which: str) -> None:
     ensure_servers(session)
     session.install("-e", ".[redis,memcached,etcd,celery,django]", *_group("tests"))
     _no_surprises(session)
     _let_pytest_have_the_last_word(session)
     # Two at a time: most tests wait for something. Those of a class, or else of a file, share their servers.
-    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadscope", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadscope", *(session.posargs or which))
 
 
 def _let_pytest_have_the_last_word(session: nox.Session) -> None:

@@ -12,7 +12,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import tally
 from servers import EtcdServer, MemcachedServer, RedisServer
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if tally.LINES:
+        terminalreporter.section("counted")
+        for line in tally.LINES:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
