@@ -93,7 +93,7 @@ for _version in PYTHONS:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """The long form of what goes wrong: every fault on every store, histories of many processes, many more schedules."""
+    """What goes wrong, in the long form: every fault on every store, longer histories, many more schedules."""
     session.env["ATOMICLOCK_FAULTS"] = "long"
     _run_tests(session, *FAULTS)
 
