@@ -96,7 +96,9 @@ def test_a_store_that_forgets_is_told_in_time_and_the_next_holder_is_left_alone(
 ) -> None:
     ttl, times = 1.5 * TTLS[backend], []
     scene = Scene(tmp_path, url, ttl=ttl, works=[ttl * 1.2], rests=[0.0])
-    history = scene.play(chosen(3, 8) * ttl, 3, (lambda *_: (times.append(forget(backend, server, tmp_path)), time.sleep(ttl)),))
+    history = scene.play(
+        chosen(3, 8) * ttl, 3, (lambda *_: (times.append(forget(backend, server, tmp_path)), time.sleep(ttl)),)
+    )
     within = ttl / 3 + 1.0
     assert times
     for loss in times:

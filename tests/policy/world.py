@@ -1,5 +1,5 @@
-"""A world without I/O for the policy: a virtual clock, a store, a network that loses, delays and reorders, and
-clients that acquire, hold and release. Everything that happens is chosen by one seed.
+"""A world without I/O for the policy: a virtual clock, a store, a network that loses, delays, doubles and reorders,
+and processes whose clients acquire, hold, extend, release, are cancelled or die. One seed chooses all that happens.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from atomiclock._hold import Hold
+from atomiclock._hold import HELD, Hold
 from atomiclock._keep import Book, Dropped, Idle, On, Tell, keep
+from atomiclock._line import FENCE_BITS, Lines, Ticket, must_watch
 from atomiclock._options import Options
-from atomiclock._plans import Sleep, Terms, abandon, acquire, release
+from atomiclock._plans import Sleep, Terms, abandon, acquire, extend, release, timed_out
 from atomiclock.backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait
-from atomiclock.errors import LockError
+from atomiclock.errors import BackendUnavailable, LockError
+
+FATES = ("delivered", "request lost", "reply lost", "late", "doubled")
 
 
 @dataclass
@@ -29,13 +32,14 @@ class Faults:
     lose_reply: float
     late: float
     latency: float
+    double: float = 0.0
 
     @classmethod
     def of(cls, rng: random.Random) -> Faults:
         def chance() -> float:
             return rng.choice([0.0, 0.0, 0.1, 0.3])
 
-        return cls(chance(), chance(), chance(), rng.choice([0.001, 0.02, 0.3]))
+        return cls(chance(), chance(), chance(), rng.choice([0.001, 0.02, 0.3]), chance() / 2)
 
 
 class SimStore:
@@ -100,6 +104,8 @@ class World:
     grants: list[Hold] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     unfinished: int = 0
+    passed_on: int = 0
+    """How often a lock went from one client to the next within a process."""
     fates: list[str] = field(default_factory=list)
     """What becomes of the next messages, for exploring all of them in order; then chance decides."""
 
@@ -136,7 +142,7 @@ class World:
 
     def start(self, plan: Generator[Any, Any, Any], done: Callable[[Any, BaseException | None], None]) -> Running:
         running = Running(self, plan, done)
-        self.at(self.now, lambda: running.step(plan.send, None))
+        self.at(self.now, lambda: running.step(plan.send, None) if running.untouched else None)
         return running
 
     def _delay(self) -> float:
@@ -150,6 +156,8 @@ class World:
             return "request lost"
         if chance() < faults.late:
             return "late"
+        if chance() < faults.double:
+            return "doubled"
         return "reply lost" if chance() < faults.lose_reply else "delivered"
 
     def request(self, ask: Any, reply: Callable[[Any], None]) -> None:
@@ -166,6 +174,8 @@ class World:
                 self.at(self.now + self._delay(), lambda: reply(answer))
 
         self.at(self.now + there, arrive)
+        if fate == "doubled":  # the second one is late, and nobody hears its answer
+            self.at(self.now + there + self.rng.choice([0.1, 1.0, 4.0]), lambda: self.store.handle(ask))
 
     def block(self, ask: Wait, reply: Callable[[Any], None]) -> None:
         """Carry `ask` to the store, where it blocks until it is woken, and then adds."""
@@ -199,6 +209,11 @@ class Running:
         self._turn = 0
         self._idle_until = math.inf
 
+    @property
+    def untouched(self) -> bool:
+        """Neither begun nor interrupted yet."""
+        return self._turn == 0
+
     def step(self, how: Callable[[Any], Any], value: Any) -> None:
         self._turn += 1
         try:
@@ -217,6 +232,10 @@ class Running:
             self.plan.throw(error)
         except BaseException as raised:
             self.done(None, raised)
+
+    def stop(self) -> None:
+        """It is heard of no more: its process died."""
+        self._turn += 1
 
     def _perform(self, ask: Any) -> None:
         world, turn = self.world, self._turn
@@ -238,6 +257,7 @@ class Running:
             world.store.waiting.append(lambda: world.at(world.now + world._delay(), lambda: answer(None)))
             world.at(ask.until, lambda: answer(None))
         elif isinstance(ask, (Tell, Dropped)):
+            ask.hold.io.lines.leave(ask.hold)
             world.at(world.now, lambda: answer(None))
         else:
             ask = ask.ask if isinstance(ask, On) else ask
@@ -250,84 +270,218 @@ class Running:
         self.world.at(self.world.now, lambda: self.step(self.plan.send, None) if turn == self._turn else None)
 
 
-class Client:
-    """A process with a keeper: acquires, holds for a while, releases, several times over."""
+class Process:
+    """What the clients of one process share: a keeper, and the line before the lock."""
 
-    def __init__(self, world: World, name: str, rounds: int) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
-        self.name = name
-        self.left = rounds
         self.book = Book(nullcontext())
         self.keeper = world.start(keep(self.book, lambda _: world.terms, world.clock), lambda *_: None)
+        self.lines = Lines(nullcontext(), world.clock)
         self.options = Options(
             ttl=world.rng.choice([0.5, 2.0, 6.0]),
             timeout=world.rng.choice([0, 1.0, 8.0, 8.0]),
             renew=world.rng.random() < 0.7,
         )
-        world.unfinished += 1
-        world.at(world.now + world.rng.random(), self.begin)
+        self.clients: list[Client] = []
+        self.plans: list[Running] = [self.keeper]
+        self.dead = False
 
-    def begin(self) -> None:
-        if self.left == 0:
-            self.world.unfinished -= 1
-            return
-        self.left -= 1
-        token = f"{self.name}{self.left}"
-        self.hold = Hold("n", "n", self.name, token, self.options, io=self)
-        plan = acquire(self.hold, self.options.timeout, self.world.terms)
-        running = self.world.start(plan, self.acquired)
-        if self.world.rng.random() < 0.15:
-            moment = self.world.now + self.world.rng.random() * 2
-            self.world.at(moment, lambda: self._interrupt(running))
-
-    def _interrupt(self, running: Running) -> None:
-        if getattr(running.plan, "gi_frame", None) is not None:
-            running.interrupt(KeyboardInterrupt())
-
-    def acquired(self, _: Any, error: BaseException | None) -> None:
-        if error is not None:
-            self.give_up()
-            self.again()
-            return
-        self.world.grants.append(self.hold)
-        if self.options.renew:
-            self.keep(self.hold)
-        held_for = self.world.rng.choice([0.0, 0.1, 1.0, 5.0])
-        if self.world.rng.random() < 0.1 and not self.options.renew:
-            self.world.at(self.world.now + 1, self.begin)  # crashed: it never releases
-            return
-        self.world.at(self.world.now + held_for, self.leave)
+    def run(self, plan: Any, done: Callable[[Any, BaseException | None], None]) -> Running:
+        self.plans.append(self.world.start(plan, lambda *end: None if self.dead else done(*end)))
+        return self.plans[-1]
 
     def keep(self, hold: Hold) -> None:
         if self.book.add(hold):
             self.keeper.poke()
 
+    def crash(self) -> None:
+        """What it has at the store stays there; nobody believes in it any more."""
+        if self.dead:
+            return
+        self.dead = True
+        for plan in self.plans:
+            plan.stop()
+        for client in self.clients:
+            if client.hold is not None and client.hold.state == HELD:
+                client.hold.lose("crashed")
+            self.world.unfinished -= not client.finished
+            client.finished = True
+
+
+class Gate:
+    """Where a client waits in its process's line."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def open(self) -> None:
+        self.client.world.at(self.client.world.now, lambda: self.client.look(self))
+
+
+class Client:
+    """A thread of a process: acquires, holds for a while, releases, several times over, as the managers do it."""
+
+    def __init__(self, world: World, name: str, rounds: int, process: Process | None = None) -> None:
+        self.world = world
+        self.name = name
+        self.left = rounds
+        self.process = process or Process(world)
+        self.process.clients.append(self)
+        self.lines = self.process.lines
+        self.options = self.process.options
+        self.hold: Hold | None = None
+        self.ticket: Ticket[Gate] | None = None
+        self.running: Running | None = None
+        self.finished = False
+        world.unfinished += 1
+        self.later(world.rng.random(), self.begin)
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        self.world.at(self.world.now + seconds, lambda: None if self.process.dead else action())
+
+    def begin(self) -> None:
+        if self.left == 0:
+            self.world.unfinished -= 1
+            self.finished = True
+            return
+        self.attempt(self.options)
+        if self.world.rng.random() < 0.15:
+            hold = self.hold
+            self.later(self.world.rng.random() * 2, lambda: self.interrupt() if self.hold is hold else None)
+
+    def attempt(self, options: Options) -> None:
+        """Ask for the lock: the line first, then the store."""
+        self.left -= 1
+        token = f"{self.name}{self.left}"
+        self.hold = hold = Hold("n", "n", self.name, token, options, io=self)
+        self.begun, self.timeout = self.world.now, options.timeout
+        self.ticket = self.lines.enter(hold, lambda: Gate(self)) if options.timeout != 0 else None
+        if self.ticket is None:
+            self.ask()
+            return
+        front = self.lines.front(hold.key)
+        if front is not None and must_watch(front, self.process.book):
+            self.process.keep(front)
+        if options.timeout is not None:
+            ticket = self.ticket
+            self.later(options.timeout, lambda: self.stood(timed_out(hold, None, 0)) if self.ticket is ticket else None)
+
+    def look(self, gate: Gate) -> None:
+        """What a waiter in line does when it is woken."""
+        if self.ticket is None or self.ticket.gate is not gate or self.process.dead:
+            return
+        try:
+            served = self.lines.served(self.ticket, 0.0)
+        except BackendUnavailable as error:
+            self.stood(error)
+            return
+        if served:
+            self.stood(None)
+
+    def stood(self, error: BaseException | None) -> None:
+        assert self.hold is not None
+        self.ticket = None
+        if error is not None or self.hold.state == HELD:
+            self.acquired(error, False)
+        else:
+            self.ask()
+
+    def ask(self) -> None:
+        assert self.hold is not None
+        plan = acquire(self.hold, self.timeout, self.world.terms, self.begun)
+        self.running = self.process.run(plan, self.answered)
+
+    def answered(self, _: Any, error: BaseException | None) -> None:
+        assert self.hold is not None
+        self.running = None
+        followed = False
+        if error is None:
+            assert self.hold.fence is not None
+            self.hold.fence <<= FENCE_BITS
+            followed = self.lines.granted(self.hold)
+        elif isinstance(error, BackendUnavailable):
+            self.lines.fail(self.hold, error)
+        self.acquired(error, followed)
+
+    def interrupt(self) -> None:
+        """A signal, or a cancellation, while it tries."""
+        if self.ticket is not None:
+            self.stood(KeyboardInterrupt())
+        elif self.running is not None and getattr(self.running.plan, "gi_frame", None) is not None:
+            self.running.interrupt(KeyboardInterrupt())
+
+    def acquired(self, error: BaseException | None, followed: bool) -> None:
+        hold = self.hold
+        assert hold is not None
+        if error is not None:
+            self.lines.withdraw(hold)
+            self.give_up()
+            self.again()
+            return
+        self.world.grants.append(hold)
+        if hold.renew or followed:
+            self.process.keep(hold)
+        self.enjoy()
+
+    def enjoy(self) -> None:
+        """Hold it for a while."""
+        held_for = self.world.rng.choice([0.0, 0.1, 1.0, 5.0])
+        if self.world.rng.random() < 0.1 and not self.options.renew:
+            self.later(1, self.begin)  # forgotten: it never releases
+            return
+        if self.world.rng.random() < 0.1:
+            self.later(held_for / 2, self.extend)
+        self.later(held_for, self.leave)
+
+    def extend(self) -> None:
+        hold = self.hold
+        assert hold is not None
+        if hold.state != HELD:
+            return
+
+        def extended(*_: Any) -> None:
+            if hold in self.process.book.live:
+                self.process.keep(hold)
+
+        self.process.run(extend(hold, None, self.world.terms), extended)
+
     def give_up(self) -> None:
         """What the managers do with an attempt that failed: take it back at once, or in the background."""
         hold = self.hold
-        self.book.discard(hold)
+        assert hold is not None
+        self.process.book.discard(hold)
         hold.give_up()
         if not hold.lingers:
+            self.lines.leave(hold)
             return
 
         def settled(confirmed: Any, _: BaseException | None) -> None:
             if not confirmed:
                 hold.buried = True
                 hold.due = hold.valid_until = self.world.now
-                self.keep(hold)
+                self.process.keep(hold)
+            self.lines.leave(hold)
 
-        self.world.start(abandon(hold, self.world.now + 1, self.world.terms), settled)
+        self.process.run(abandon(hold, self.world.now + 1, self.world.terms), settled)
 
     def leave(self) -> None:
         hold = self.hold
-        self.book.discard(hold)
+        assert hold is not None
+        self.process.book.discard(hold)
+        if self.lines.pass_on(hold):
+            self.world.passed_on += 1
+            self.again()
+            return
 
         def released(_: Any, error: BaseException | None) -> None:
             if hold.lingers:
                 self.give_up()
+            else:
+                self.lines.leave(hold)
             self.again()
 
-        self.world.start(release(hold, self.world.terms), released)
+        self.process.run(release(hold, self.world.terms), released)
 
     def again(self) -> None:
-        self.world.at(self.world.now + self.world.rng.random(), self.begin)
+        self.later(self.world.rng.random(), self.begin)
