@@ -81,12 +81,15 @@ def test_one_attempt_ends_at_the_bound_of_a_request_when(face: Face, proxy: Prox
     ends_unavailable(face, lambda: locks.try_acquire("x"), 0.7 + MARGIN)
 
 
-def test_acquire_ends_at_its_timeout_when_nobody_accepts(face: Face, full_listener: tuple[str, int]) -> None:
-    locks = face.manager(f"redis://127.0.0.1:{full_listener[1]}")
+@pytest.mark.parametrize("scheme", ["redis", "memcached", "etcd"])
+def test_acquire_ends_at_its_timeout_when_nobody_accepts(
+    face: Face, full_listener: tuple[str, int], scheme: str
+) -> None:
+    locks = face.manager(f"{scheme}://127.0.0.1:{full_listener[1]}")
     ends_unavailable(face, lambda: locks.acquire("x", timeout=0.7), 0.7 + MARGIN, 0.5)
 
 
-@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "memcached", "etcd"])
 def test_acquire_ends_at_its_timeout_when_nobody_answers(face: Face, listener: socket.socket, scheme: str) -> None:
     locks = face.manager(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
     ends_unavailable(face, lambda: locks.acquire("x", timeout=0.7), 0.7 + MARGIN, 0.5)

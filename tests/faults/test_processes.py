@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import RedisServer
+from tally import chosen
 
 import atomiclock
 from atomiclock import LockLost, LockManager, NotHeld
@@ -24,12 +24,27 @@ SOURCE = str(Path(atomiclock.__file__).parents[1])
 FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
-@pytest.fixture(params=["redis", "sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "redis":
-        server: RedisServer = request.getfixturevalue("redis_server")
-        return server.url
-    return f"sqlite:///{tmp_path}/locks.db"
+def url_of(backend: str, request: pytest.FixtureRequest) -> str:
+    if backend == "sqlite":
+        return f"sqlite:///{request.getfixturevalue('tmp_path')}/locks.db"
+    url: str = request.getfixturevalue(f"{backend}_server").url
+    return url
+
+
+@pytest.fixture(params=["redis", "sqlite", "memcached"])
+def url(request: pytest.FixtureRequest) -> str:
+    """For tests that fork. Those of etcd are in a process of their own: `tests/etcd/test_processes.py`."""
+    return url_of(request.param, request)
+
+
+@pytest.fixture(params=["redis", "sqlite", "memcached", "etcd"])
+def any_url(request: pytest.FixtureRequest) -> str:
+    return url_of(request.param, request)
+
+
+def orphaned_for(url: str, ttl: float) -> float:
+    """Seconds for which the lock of a process that died may be taken."""
+    return 0.5 if url.startswith("sqlite") else ttl + 0.5 + {"mem": 3, "etc": 2}.get(url[:3], 0)
 
 
 @contextlib.contextmanager
@@ -81,9 +96,9 @@ for line in sys.stdin:
 """
 
 
-def test_lock_of_a_killed_holder_is_free_at_once_on_sqlite_and_after_its_ttl_on_redis(url: str) -> None:
-    locks = LockManager(url)
-    with child(HOLD, url, 2) as process:
+def test_lock_of_a_killed_holder_is_free_at_once_on_sqlite_and_after_its_ttl_elsewhere(any_url: str) -> None:
+    locks = LockManager(any_url)
+    with child(HOLD, any_url, 2) as process:
         assert line_of(process) == "held"
         assert locks.try_acquire("x") is None
         process.kill()
@@ -91,7 +106,7 @@ def test_lock_of_a_killed_holder_is_free_at_once_on_sqlite_and_after_its_ttl_on_
         begun = time.monotonic()
         lease = locks.acquire("x", timeout=10)
         took = time.monotonic() - begun
-    assert took < (0.5 if url.startswith("sqlite") else 2 + 0.5)
+    assert took < orphaned_for(any_url, 2)
     lease.release()
     locks.close()
 
@@ -112,9 +127,9 @@ def test_waiter_notices_at_once_that_the_holder_on_its_machine_was_killed(tmp_pa
     locks.close()
 
 
-def test_holder_that_was_stopped_past_its_ttl_knows_at_once_and_touches_nobody(url: str) -> None:
-    locks = LockManager(url)
-    with child(HOLD_AND_TELL, url, 1) as process:
+def test_holder_that_was_stopped_past_its_ttl_knows_at_once_and_touches_nobody(any_url: str) -> None:
+    locks = LockManager(any_url)
+    with child(HOLD_AND_TELL, any_url, 1) as process:
         assert line_of(process) == "held"
         process.send_signal(signal.SIGSTOP)
         lease = locks.acquire("x", timeout=10, ttl=30)
@@ -130,6 +145,56 @@ def test_holder_that_was_stopped_past_its_ttl_knows_at_once_and_touches_nobody(u
         assert holder.token == lease.token
     lease.release()
     locks.close()
+
+
+WAIT = """
+import sys
+from atomiclock import LockManager
+print("waiting", flush=True)
+LockManager(sys.argv[1]).acquire("x", ttl=2, timeout=60)
+print("got it", flush=True)
+"""
+
+
+def test_waiter_that_is_killed_keeps_nobody_out(any_url: str) -> None:
+    with LockManager(any_url) as locks, LockManager(any_url) as others:
+        held = locks.acquire("x", ttl=20, timeout=5)
+        with child(WAIT, any_url) as process:
+            assert line_of(process) == "waiting"
+            time.sleep(0.5)  # etcd takes a while to connect
+            process.kill()
+            process.wait()
+        held.release()
+        begun = time.monotonic()
+        others.acquire("x", timeout=20).release()
+        assert time.monotonic() - begun < orphaned_for(any_url, 2) + 0.5
+        assert locks.holder("x") is None
+
+
+CYCLES = """
+import sys
+from atomiclock import LockManager
+locks = LockManager(sys.argv[1])
+locks.acquire("x", ttl=2, timeout=20).release()
+print("ready", flush=True)
+while True:
+    locks.acquire("x", ttl=2, timeout=20).release()
+"""
+
+
+def test_process_that_is_killed_in_the_middle_of_acquire_or_release_leaves_the_lock_for_its_ttl_at_most(
+    any_url: str,
+) -> None:
+    with LockManager(any_url) as locks:
+        for turn in range(chosen(2, 10)):
+            with child(CYCLES, any_url) as process:
+                assert line_of(process) == "ready"
+                time.sleep(0.0037 * (turn + 1))
+                process.kill()
+                process.wait()
+                begun = time.monotonic()
+                locks.acquire("x", ttl=2, timeout=20).release()
+                assert time.monotonic() - begun < orphaned_for(any_url, 2) + 0.5
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -250,10 +315,10 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_orphan_of_a_dead_holder_blocks_nobody_beyond_the_ttl(url: str) -> None:
-    locks = LockManager(url)
+def test_orphan_of_a_dead_holder_blocks_nobody_beyond_the_ttl(any_url: str) -> None:
+    locks = LockManager(any_url)
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", ORPHAN, url, "2"],
+        [sys.executable, "-W", "ignore", "-c", ORPHAN, any_url, "2"],
         env={**os.environ, "PYTHONPATH": SOURCE},
         stdout=subprocess.PIPE,
         text=True,
@@ -264,7 +329,7 @@ def test_orphan_of_a_dead_holder_blocks_nobody_beyond_the_ttl(url: str) -> None:
         process.wait()
         begun = time.monotonic()
         lease = locks.acquire("x", timeout=10)
-        assert time.monotonic() - begun < (0.5 if url.startswith("sqlite") else 2 + 0.5)
+        assert time.monotonic() - begun < orphaned_for(any_url, 2)
         lease.release()
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -321,23 +386,23 @@ asyncio.run(main())""",
 
 
 @pytest.mark.parametrize("how", EXITS)
-def test_interpreter_that_ends_while(url: str, how: str) -> None:
+def test_interpreter_that_ends_while(any_url: str, how: str) -> None:
     """... is quiet and does not hang."""
     start = "import asyncio, sys, threading, time\nfrom atomiclock import *\nurl = sys.argv[1]\n"
     begun = time.monotonic()
-    with child(start + EXITS[how], url) as process:
+    with child(start + EXITS[how], any_url) as process:
         out, errors = process.communicate(timeout=20)
     assert (process.returncode, out, errors) == (0, "", "")
     assert time.monotonic() - begun < 5
 
 
-def test_sys_exit_inside_with_releases(url: str) -> None:
+def test_sys_exit_inside_with_releases(any_url: str) -> None:
     with child(
-        "import sys\nfrom atomiclock import *\nwith acquire_lock('x', sys.argv[1]): sys.exit(3)", url
+        "import sys\nfrom atomiclock import *\nwith acquire_lock('x', sys.argv[1]): sys.exit(3)", any_url
     ) as process:
         assert process.communicate(timeout=20)[1] == ""
         assert process.returncode == 3
-    locks = LockManager(url)
+    locks = LockManager(any_url)
     locks.acquire("x", timeout=0).release()
     locks.close()
 

@@ -1,0 +1,121 @@
+"""Servers that lose a lock while it is held: no client can prevent that, but its holder is told and harms nobody."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from colours import Face
+from servers import MemcachedServer, RedisServer, wait_until
+from wire import wire_to
+
+from atomiclock import LockLost
+
+KEY = "atomiclock:x"
+SLACK = 1.0
+
+
+def test_a_replica_without_the_lock_that_is_promoted_lets_in_another_with_a_higher_fence(
+    face: Face, tmp_path: Path
+) -> None:
+    """Two holders, as the docs say. The first knows it within a renewal, and the fence tells the two apart."""
+    (tmp_path / "replica").mkdir()
+    primary = RedisServer(tmp_path).start()
+    replica = RedisServer(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}").start()
+    try:
+        with wire_to(primary.port) as wire:
+            locks, others = (face.manager(f"redis://127.0.0.1:{wire.port}") for _ in range(2))
+            locks.acquire("earlier").release()
+            wait_until(lambda: "master_link_status:up" in replica.command("INFO", "replication"), 10)
+            replica.command("REPLICAOF", "127.0.0.1", "1")  # it hears no more of the primary
+            lease = locks.acquire("x", ttl=3)
+            primary.kill()
+            replica.command("REPLICAOF", "NO", "ONE")
+            wire.upstream = replica.port
+            second = others.acquire("x", timeout=5)
+            assert second.fence > lease.fence
+            wait_until(lambda: lease.lost, 3 / 3 + SLACK, "the first is told within one renewal interval")
+            with pytest.raises(LockLost):
+                lease.release()
+            assert replica.command("GET", KEY) == second.token
+            second.release()
+    finally:
+        primary.stop()
+        replica.stop()
+
+
+def test_a_redis_that_evicts_is_told_within_one_renewal_interval(face: Face, tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "volatile-lru").start()
+    try:
+        told = threading.Event()
+        lease = face.manager(server.url).acquire("x", ttl=3, on_lost=lambda lease: told.set())
+        for number in range(60):
+            if not server.command("GET", KEY):
+                break
+            server.command("SETRANGE", f"filler {number}", "100000", "x")
+        assert server.command("GET", KEY) == "", "it evicts"
+        assert told.wait(3 / 3 + SLACK)
+        with pytest.raises(LockLost):
+            lease.release()
+    finally:
+        server.stop()
+
+
+def overwrite_redis(server: RedisServer, _: Path) -> Callable[[], Any]:
+    server.command("SET", KEY, "foreign")
+    return lambda: server.command("GET", KEY)
+
+
+def overwrite_memcached(server: MemcachedServer, _: Path) -> Callable[[], Any]:
+    server.command(f"set {KEY} 0 60 7\r\nforeign")
+    return lambda: server.command(f"get {KEY}", "END\r\n").split("\r\n")[1]
+
+
+def overwrite_sqlite(_: None, folder: Path) -> Callable[[], Any]:
+    def query(*statement: Any) -> Any:
+        with closing(sqlite3.connect(folder / "locks.db", timeout=10)) as db, db:
+            return db.execute(*statement).fetchall()
+
+    query("UPDATE locks SET token = ?, expires = expires + 60", ("foreign",))
+    return lambda: query("SELECT token FROM locks")[0][0]
+
+
+OVERWRITES: dict[str, Callable[[Any, Path], Callable[[], Any]]] = {
+    "redis": overwrite_redis, "memcached": overwrite_memcached, "sqlite": overwrite_sqlite,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", OVERWRITES)
+def test_a_lock_that_a_stranger_overwrites_is_told_and_left_alone(
+    face: Face, tmp_path: Path, backend: str, request: pytest.FixtureRequest
+) -> None:
+    server = None if backend == "sqlite" else request.getfixturevalue(f"{backend}_server")
+    lease = face.manager(server.url if server else f"sqlite:///{tmp_path}/locks.db").acquire("x", ttl=3, timeout=10)
+    seen = OVERWRITES[backend](server, tmp_path)
+    before = seen()
+    wait_until(lambda: lease.lost, 3 / 3 + SLACK, "told within one renewal interval")
+    with pytest.raises(LockLost):
+        lease.release()
+    time.sleep(0.3)
+    assert seen() == before, "neither the renewal nor the release touched it"
+
+
+@pytest.mark.parametrize("backend", ["redis", "memcached", "etcd"])
+def test_a_server_that_is_stopped_and_continued_within_the_ttl_costs_nobody_the_lock(
+    face: Face, backend: str, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue(f"own_{backend}")
+    locks = face.manager(server.url)
+    lease = locks.acquire("x", ttl=6, timeout=10)
+    with server.frozen():
+        time.sleep(2.3)  # longer than a third of the ttl: a renewal is due
+        lease.check()
+    wait_until(lambda: lease.remaining > 4.5, 5 + SLACK, "it is renewed after all")
+    assert locks.try_acquire("x") is None
+    lease.release()
