@@ -24,10 +24,12 @@ SOURCE = Path(atomiclock.__file__).parents[1]
 
 
 class Scene:
-    """`count` clients of `url`, every second one of the other colour, and every second one over the `wire`."""
+    """Clients of `url`, of both colours, and one of `apart` over the `wire`."""
 
-    def __init__(self, folder: Path, url: str, seed: int = 0, wire: Wire | None = None, **orders: Any) -> None:
-        self.folder, self.url, self.wire = folder, url, wire
+    def __init__(
+        self, folder: Path, url: str, seed: int = 0, wire: Wire | None = None, apart: int = 2, **orders: Any
+    ) -> None:
+        self.folder, self.url, self.wire, self.apart = folder, url, wire, apart
         self.rng = random.Random(seed)
         self.orders: dict[str, Any] = {
             "name": "x", "toy": None, "ttl": 1.0, "timeout": 20.0, "renew": 1.0, "stubborn": False,
@@ -42,7 +44,7 @@ class Scene:
         number, self._number = self._number, self._number + 1
         client = f"client{number}"
         url = self.url
-        if self.wire is not None and number % 2:
+        if self.wire is not None and number % self.apart == self.apart - 1:
             url = url.replace(str(self.wire.upstream), str(self.wire.port))
         orders = {
             **self.orders, "url": url, "colour": COLOURS[number // 2 % 2], "seconds": seconds,
@@ -124,9 +126,8 @@ def cut_off(scene: Scene, left: float) -> None:
 
 
 def slow_replies(scene: Scene, left: float) -> None:
-    """Replies to half of them take half a second and more."""
+    """Replies to half of them are late."""
     assert scene.wire is not None
-    time.sleep(0.4)  # in which they connect
-    scene.wire.strike("drip")
+    scene.wire.strike("reply late")
     time.sleep(min(left, 3.0))
     scene.wire.heal()

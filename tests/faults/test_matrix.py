@@ -21,8 +21,8 @@ from atomiclock import BackendUnavailable, LockManager, LockTimeout
 
 BACKENDS = ("redis", "memcached", "etcd")
 KINDS: tuple[Kind, ...] = (
-    "delay", "drip", "request cut", "request late", "reply lost", "reply cut", "reply never", "black hole",
-    "never answers", "refused",
+    "delay", "drip", "request cut", "request late", "reply late", "reply lost", "reply cut", "reply never",
+    "black hole", "never answers", "refused",
 )  # fmt: skip
 CALLS = ("connect", "acquire", "put", "extend", "release")
 """`put`: an acquire at its second request, where it has two. For etcd that is the one which takes the lock."""

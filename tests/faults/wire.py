@@ -16,14 +16,14 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 Kind = Literal[
-    "delay", "drip", "request cut", "request late", "reply lost", "reply cut", "reply never", "black hole",
-    "never answers", "refused",
+    "delay", "drip", "request cut", "request late", "reply late", "reply lost", "reply cut", "reply never",
+    "black hole", "never answers", "refused",
 ]  # fmt: skip
 AT_REQUEST = ("request cut", "request late", "black hole")
-AT_REPLY = ("drip", "reply lost", "reply cut", "reply never")
+AT_REPLY = ("drip", "reply late", "reply lost", "reply cut", "reply never")
 AT_CONNECT = ("never answers", "refused")
-DELAY, BEAT = 0.15, 0.1
-"""Seconds by which a message is delayed, and between two bytes that drip."""
+DELAY, LATE, BEAT = 0.15, 0.35, 0.1
+"""Seconds by which a request is delayed, by which a reply is, and between two bytes that drip."""
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER so that close() sends RST."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -239,6 +239,11 @@ class Link:
         self.wire.hit.set()
         if self.struck == "reply lost":
             raise Cut
+        if self.struck == "reply late":
+            self.struck = None
+            await asyncio.sleep(LATE)
+            self._to_client.write(data)
+            return
         if self.struck == "reply never":
             await asyncio.sleep(3600)
         if self.struck == "reply cut":
