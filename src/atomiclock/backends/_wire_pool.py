@@ -13,10 +13,11 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any
 
 from .. import _process
+from .._post import Post
 from . import Unknown
 from ._wire import MORE, TO_CHANNEL, AsyncDial, AsyncWire, Blocking, Dial, Fit, Room, Several, Wire
 
@@ -67,7 +68,7 @@ class WireChannel:
         self._place = place
         self._idle: list[Wire] = []
         self._seats = Seats()
-        self._queue: deque[SimpleQueue[Wire | None]] = deque()
+        self._queue: deque[Post[Wire | None]] = deque()
 
     def call(self, request: Any, deadline: float) -> Any:
         if isinstance(request, TO_CHANNEL):
@@ -114,7 +115,7 @@ class WireChannel:
 
     def _open_or_queue(self, deadline: float) -> Wire:
         """A new connection, or if there are enough the next that others need no more."""
-        box: SimpleQueue[Wire | None] = SimpleQueue()
+        box: Post[Wire | None] = Post()
         queued = False
         try:
             while True:
@@ -134,9 +135,9 @@ class WireChannel:
                 with suppress(ValueError):
                     self._queue.remove(box)
                 with suppress(Empty):  # given just now: to whom it may concern
-                    self._hand_on(box.get_nowait())
+                    self._hand_on(box.get(0))
 
-    def _given(self, box: SimpleQueue[Wire | None], deadline: float) -> Wire | None:
+    def _given(self, box: Post[Wire | None], deadline: float) -> Wire | None:
         try:
             return box.get(timeout=min(max(0.0, deadline - _process.clock()), LOOK_AGAIN))
         except Empty:
