@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tally
 from servers import EtcdServer, MemcachedServer, RedisServer
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several that pytest-xdist runs
+        session.config.workeroutput["counted"] = tally.LINES
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    tally.LINES.extend(getattr(node, "workeroutput", {}).get("counted", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
