@@ -52,7 +52,8 @@ class Options(NamedTuple):
         return self._replace(**{key: CHECKS[key](key, value) for key, value in passed.items()})
 
 
-_NOTHING_GIVEN = (Default,) * 7
+_MOSTLY = (Default,) * 7
+"""Most calls give none."""
 
 
 def overrides(
@@ -68,7 +69,7 @@ def overrides(
 ) -> dict[str, Any]:
     """The options that a call really gave."""
     kinds = type(ttl), type(timeout), type(renew), type(max_hold), type(namespace), type(owner), type(on_lost)
-    if kinds == _NOTHING_GIVEN and type(handover) is Default:
+    if kinds == _MOSTLY and type(lock_delay) is Default and type(handover) is Default:
         return {}
     given = {
         "ttl": ttl,
