@@ -26,6 +26,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._async_manager import AsyncLease, AsyncLockManager
     from ._manager import Lease, LockManager
+    from ._observe import Event, log_event, observe
     from ._protocols import AsyncLock, Lock
     from .backends import Holder, Traits
 
@@ -37,6 +38,9 @@ _LAZY = {
     "AsyncLockManager": "_async_manager",
     "Lease": "_manager",
     "LockManager": "_manager",
+    "Event": "_observe",
+    "log_event": "_observe",
+    "observe": "_observe",
     "AsyncLock": "_protocols",
     "Lock": "_protocols",
     "Holder": "backends",
@@ -64,6 +68,7 @@ __all__ = [
     "BackendRefused",
     "BackendUnavailable",
     "ConfigurationError",
+    "Event",
     "Holder",
     "Lease",
     "Lock",
@@ -76,5 +81,7 @@ __all__ = [
     "Traits",
     "acquire_lock",
     "configure",
+    "log_event",
+    "observe",
     "try_lock",
 ]

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from . import _process
+from . import _observe, _process
 from ._hold import Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
 from ._lease import warn_dropped, warn_lost
@@ -98,6 +98,8 @@ class AsyncStore:
             return False
         if (front := lines.front(hold.key)) is not None and must_watch(front, keeper().book):
             keeper().add(front)
+        if _observe.observers:
+            _observe.contended(hold, lines.owner(hold.key), begun)
         deadline = math.inf if timeout is None else begun + timeout
         while not lines.served(ticket, _process.clock() - begun):
             left = deadline - _process.clock()

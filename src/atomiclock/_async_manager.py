@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, NoReturn, TypeVar
 
-from . import _async, _plans, _process
+from . import _async, _observe, _plans, _process
 from ._core import Core, named, unavailable
 from ._hold import HELD, Hold
 from ._lease import LeaseView, must_release, note_on
@@ -238,6 +238,8 @@ class AsyncLockManager:
             lease = AsyncLease(hold, self)
             if hold.renew or hold.on_lost is not None or followed:
                 _async.keeper().add(hold)
+            if _observe.observers:
+                _observe.acquired(hold)
             return lease
         except BaseException as error:
             try:
@@ -246,6 +248,8 @@ class AsyncLockManager:
             finally:
                 lines.leave(hold)
             named(error, hold.name)
+            if _observe.observers:
+                _observe.failed(hold, error)
             raise
 
     async def _get(self, hold: Hold, timeout: float | None) -> bool:
@@ -318,6 +322,8 @@ class AsyncLockManager:
             raise
         finally:
             lines.leave(hold)
+            if _observe.observers:
+                _observe.ended(hold)
 
     async def _extend(self, hold: Hold, ttl: float | None) -> None:
         seconds = self._core.ttl(ttl, hold)

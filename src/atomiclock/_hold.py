@@ -56,6 +56,7 @@ class Hold:
         "renew",
         "renew_until",
         "renewing",
+        "seen",
         "state",
         "token",
         "ttl",
@@ -97,6 +98,7 @@ class Hold:
         self.entered = False  # by `with`: to release it is the business of nobody else
         self.dropped = False  # nobody has the lease any more
         self.buried = False  # to be taken back, not to be renewed
+        # `seen` is for those who observe, and unset until there are any.
 
     # Acquire
 

@@ -14,6 +14,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, NamedTuple
 
+from . import _observe
 from ._hold import HELD, LOST, Hold
 from ._plans import FIRST_PAUSE, GONE, LONGEST_PAUSE, Plan, Terms
 from .backends import Extend, Remove, Unknown
@@ -301,6 +302,8 @@ def _renewed(book: Book, answered: list[tuple[Hold, Extend, Any]], sent: float, 
         if kept:
             hold.extended(sent, min(ask.ttl - hold.delay, hold.ttl))
             book.again(hold, hold.due)
+            if _observe.observers:
+                _observe.renewed(hold)
         else:
             hold.lose(GONE)
             book.discard(hold)

@@ -6,6 +6,7 @@ import logging
 import weakref
 from typing import Any, NoReturn
 
+from . import _observe
 from ._hold import HELD, RELEASED, Hold
 from .errors import LockError
 
@@ -121,7 +122,10 @@ def note_on(error: BaseException, trouble: LockError) -> None:
 
 
 def warn_lost(hold: Hold) -> None:
-    log.warning("the lock %r was lost: %s", hold.name, hold.lost_reason)
+    event = _observe.event_of("lost", hold, reason=hold.lost_reason)
+    log.warning("the lock %r was lost: %s", hold.name, hold.lost_reason, extra=_observe.fields(event))
+    if _observe.observers:
+        _observe.ended(hold)
 
 
 def warn_dropped(hold: Hold) -> None:
@@ -129,4 +133,7 @@ def warn_dropped(hold: Hold) -> None:
         "a lease on %r was dropped without release: it is no longer renewed and ends with its ttl of %g s",
         hold.name,
         hold.ttl,
+        extra={**_observe.fields(_observe.event_of("lost", hold)), "lock_event": "dropped"},
     )
+    if _observe.observers:
+        _observe.ended(hold, "its lease was dropped without release")

@@ -8,7 +8,7 @@ import warnings
 from types import TracebackType
 from typing import NoReturn
 
-from . import _plans, _process, _sync
+from . import _observe, _plans, _process, _sync
 from ._core import Core, named, unavailable
 from ._hold import HELD, Hold
 from ._lease import LeaseView, must_release, note_on
@@ -203,6 +203,8 @@ class LockManager:
             lease = Lease(hold, self)
             if hold.renew or hold.on_lost is not None or followed:
                 _sync.keeper.add(hold)
+            if _observe.observers:
+                _observe.acquired(hold)
             return lease
         except BaseException as error:
             try:
@@ -211,6 +213,8 @@ class LockManager:
             finally:
                 self._store.lines.leave(hold)
             named(error, hold.name)
+            if _observe.observers:
+                _observe.failed(hold, error)
             raise
 
     def _get(self, hold: Hold, timeout: float | None) -> bool:
@@ -270,6 +274,8 @@ class LockManager:
             raise
         finally:
             lines.leave(hold)
+            if _observe.observers:
+                _observe.ended(hold)
 
     def _extend(self, hold: Hold, ttl: float | None) -> None:
         seconds = self._core.ttl(ttl, hold)

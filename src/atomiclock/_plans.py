@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
+from . import _observe
 from ._hold import HELD, Hold
 from ._names import presentable
 from .backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait
@@ -192,6 +193,8 @@ class _Attempt:
         self.hold.waited = self.hold.waited or not self.once  # a store with queues has us in one now
         self.patience.answered()
         self.held = answer or busy
+        if _observe.observers:
+            _observe.contended(self.hold, self.held and self.held.owner, self.begun)
         now = self.terms.clock()
         if busy is None:
             self.latency = now - sent

@@ -10,7 +10,7 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any, TypeVar
 
-from . import _process
+from . import _observe, _process
 from ._hold import Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
 from ._lease import warn_dropped, warn_lost
@@ -111,6 +111,8 @@ class Store:
             return False
         if (front := lines.front(hold.key)) is not None and must_watch(front, keeper.book):
             keeper.add(front)
+        if _observe.observers:
+            _observe.contended(hold, lines.owner(hold.key), begun)
         deadline = math.inf if timeout is None else begun + timeout
         while not lines.served(ticket, _process.clock() - begun):
             left = deadline - _process.clock()
