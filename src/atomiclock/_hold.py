@@ -64,6 +64,8 @@ class Hold:
         "waited",
     )
 
+    seen: Any  # of those who observe; unset until there are any
+
     def __init__(self, name: str, key: str, owner: str, token: str, options: Options, io: Any = None) -> None:
         self.name = name
         self.key = key
@@ -98,7 +100,6 @@ class Hold:
         self.entered = False  # by `with`: to release it is the business of nobody else
         self.dropped = False  # nobody has the lease any more
         self.buried = False  # to be taken back, not to be renewed
-        # `seen` is for those who observe, and unset until there are any.
 
     # Acquire
 
