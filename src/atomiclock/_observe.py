@@ -108,7 +108,10 @@ def _details(event: Event) -> str:
 
 def fields(event: Event) -> dict[str, Any]:
     """The fields of a log record: no name in it is one that logging has for itself."""
-    return {"lock_event": event.kind, **{f"lock_{key}": value for key, value in event._asdict().items() if key != "kind"}}
+    return {
+        "lock_event": event.kind,
+        **{f"lock_{key}": value for key, value in event._asdict().items() if key != "kind"},
+    }
 
 
 def event_of(kind: Kind, hold: Hold, **facts: Any) -> Event:
