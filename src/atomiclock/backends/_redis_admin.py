@@ -25,9 +25,9 @@ def held(backend: RedisBackend, prefix: str) -> Steps[list[Seen]]:
     while True:
         reply = checked((yield pack(b"SCAN", cursor, b"MATCH", _pattern(prefix), b"COUNT", b"%d" % BATCH)))
         cursor, keys = reply
-        names = [name for name in map(_lock_of, keys) if name is not None]
+        names = [name for key in keys for name in _locks_of(backend, key, prefix)]
         for start in range(0, len(names), BATCH):
-            for one in (yield from _look(backend, names[start : start + BATCH])):
+            for one in (yield from _look(backend, names[start : start + BATCH], bool(prefix))):
                 found[one.key.encode("utf-8", "surrogatepass")] = one  # SCAN may show a key twice
         if cursor == b"0":
             return [found[key] for key in sorted(found)]
@@ -40,18 +40,22 @@ def seen(backend: RedisBackend, key: str) -> Steps[Seen | None]:
 def _pattern(prefix: str) -> bytes:
     """Keys of locks. Without a prefix, any key may be anybody's, so only those that we left a note beside."""
     if not prefix:
-        return b"*}:info"
+        return b"*:info"
     return re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix.encode("utf-8", "surrogatepass")) + b"*"
 
 
-def _lock_of(found: bytes) -> str | None:
-    if found.endswith(b"}:info"):  # {KEY}:info
-        return text_of(found[1 : -len(b"}:info")])
-    return text_of(found)
+def _locks_of(backend: RedisBackend, found: bytes, prefix: str) -> list[str]:
+    """The locks that a key which was found stands for, or may stand for if it is a note."""
+    if prefix:
+        name = text_of(found)
+        return [] if name is None else [name]
+    stem = text_of(found.removesuffix(b":info"))
+    candidates = [] if stem is None else [stem, stem[1:-1]]  # {KEY}:info, unless KEY has braces of its own
+    return [name for name in candidates if name and backend._keys(name, "info")[1] == found]
 
 
-def _look(backend: RedisBackend, names: list[str]) -> Steps[list[Seen]]:
-    """Those of `names` that are locks and held."""
+def _look(backend: RedisBackend, names: list[str], others: bool = True) -> Steps[list[Seen]]:
+    """Those of `names` that are locks and held; `others`: by other software, too."""
     if not names:
         return []
     requests = [pack(b"TIME")]
@@ -62,7 +66,7 @@ def _look(backend: RedisBackend, names: list[str]) -> Steps[list[Seen]]:
     now = [int(part) for part in checked(clock)]
     lines = [replies[at : at + 4] for at in range(0, len(replies), 4)]
     found = [_seen(name, line, now[0] + now[1] / 1e6) for name, line in zip(names, lines, strict=True)]
-    return [one for one in found if one is not None]
+    return [one for one in found if one is not None and (others or one.holder.fence is not None)]
 
 
 def _seen(key: str, replies: list[Any], now: float) -> Seen | None:

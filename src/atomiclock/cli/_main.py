@@ -19,7 +19,7 @@ from .._url import mask
 from ..backends._admin import CannotList, Seen
 from ..errors import LockError
 from ._codes import BUSY, INTERNAL, NO, OK, SIGNAL, USAGE, Fail, code_of, next_step
-from ._show import as_data, console, one_line, seconds, sheet, table, warn, write_json
+from ._show import as_data, colours, console, one_line, seconds, sheet, table, warn, write_json
 from ._store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,9 +49,6 @@ def run(words: Sequence[str]) -> int:
         return error.code
     except (KeyboardInterrupt, click.Abort):
         return SIGNAL + 2
-    except BrokenPipeError:  # `| head`: who reads has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return SIGNAL + 13
     except Exception as error:
         if os.environ.get("ATOMICLOCK_DEBUG"):
             raise
@@ -59,7 +56,18 @@ def run(words: Sequence[str]) -> int:
         return INTERNAL
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+class Commands(click.Group):
+    """Ours, but for a pipe that nobody reads any more: click would make 1 of it, which means something here."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `| head`: who reads has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return SIGNAL + 13
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
 @click.version_option(__version__, message="atomiclock %(version)s")
 def app() -> None:
     """Locks on the command line: for cron, deploys, and to see who holds what.
@@ -145,7 +153,7 @@ def show(name: str, url: str | None, namespace: str | None, as_json: bool) -> in
         click.echo(f"{one_line(name)} is free")
     else:
         for key, text in sheet(seen):
-            click.echo(click.style(f"{key:9}", bold=True, reset=True) + one_line(text), color=_colour())
+            click.echo(click.style(f"{key:9}", bold=True, reset=True) + one_line(text), color=colours())
     return NO if seen is None else OK
 
 
@@ -248,7 +256,7 @@ def _without_token(store: Store, name: str, url: str | None, namespace: str | No
     if seen is None:
         return f"{name!r} is free: there is nothing to break", NO
     words = ["atomiclock", "break", *([name] if not name.startswith("-") else []), "--token", seen.holder.token]
-    words += [] if url is None else ["--url", url]
+    words += [] if url is None else ["--url", mask(url)]
     words += [] if namespace is None else ["--namespace", namespace]
     words += [] if not name.startswith("-") else ["--", name]
     return f"{_who(seen)} holds {name!r}. To take it away from that holder: {shlex.join(words)}", USAGE
@@ -281,7 +289,7 @@ def doctor(url: str | None, as_json: bool) -> int:
             if not as_json:
                 mark = click.style(MARKS[finding.level], fg=COLOURS[finding.level])
                 advice = f" -> {finding.advice}" if finding.advice else ""
-                click.echo(f"{mark}  {one_line(finding.text + advice)}", color=_colour())
+                click.echo(f"{mark}  {one_line(finding.text + advice)}", color=colours())
     bad = any(finding.level == "bad" for finding in found)
     if as_json:
         findings = [finding._asdict() for finding in found]
@@ -325,7 +333,3 @@ def completion(shell: str) -> None:
     if made is None:
         raise Fail(f"this click completes nothing in {shell}: use bash, zsh or fish", USAGE)
     click.echo(made(app, {}, "atomiclock", "_ATOMICLOCK_COMPLETE").source())
-
-
-def _colour() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

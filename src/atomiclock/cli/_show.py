@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..backends._admin import Seen
 
@@ -13,12 +14,18 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
+def colours() -> bool:
+    """Whether what is written is for a terminal, whose user wants colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def console() -> Console:
-    """Standard output. Rich itself looks whether it is a terminal, and at NO_COLOR."""
+    """Standard output, for tables."""
     from rich.console import Console  # which takes longer to load than all the rest
 
+    system: Literal["auto"] | None = "auto" if colours() else None  # left to itself rich writes bold despite NO_COLOR
     width = None if sys.stdout.isatty() else 1000  # a pipe has no edge at which to fold
-    return Console(highlight=False, emoji=False, markup=False, width=width)
+    return Console(highlight=False, emoji=False, markup=False, width=width, color_system=system)
 
 
 def warn(text: str) -> None:
