@@ -19,6 +19,7 @@ nox.options.error_on_missing_interpreters = True
 
 HERE = Path(__file__).parent
 GROUPS = nox.project.load_toml("pyproject.toml")
+EVERYTHING = ".[redis,memcached,etcd,celery,django,cli,otel,prometheus]"
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 SERVERS = {
     "redis-server": "redis-server",
@@ -100,7 +101,7 @@ def faults(session: nox.Session) -> None:
 
 def _run_tests(session: nox.Session, *which: str) -> None:
     ensure_servers(session)
-    session.install("-e", ".[redis,memcached,etcd,celery,django]", *_group("tests"))
+    session.install("-e", EVERYTHING, *_group("tests"))
     _no_surprises(session)
     _let_pytest_have_the_last_word(session)
     # Two at a time: most tests wait for something. Those of a class, or else of a file, share their servers.
@@ -161,7 +162,7 @@ def _judge(session: nox.Session, dependencies: list[dict[str, Any]], why: str) -
 @nox.session
 def typing(session: nox.Session) -> None:
     """The sources under mypy --strict, and the public API as an application sees it under mypy and pyright."""
-    session.install(".[redis,memcached,etcd,celery,django]", *_group("typing"))
+    session.install(EVERYTHING, *_group("typing"))
     session.run("mypy")
     session.run("mypy", "tests/typing")
     session.run("pyright", "src", "tests/typing")
@@ -170,7 +171,7 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, in build/docs; warnings are errors. Its examples run with the tests."""
-    session.install("-e", ".[redis,memcached,etcd,celery,django]", *_group("docs"))
+    session.install("-e", EVERYTHING, *_group("docs"))
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs", *session.posargs)
     session.log("open build/docs/index.html")
 

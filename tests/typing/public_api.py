@@ -18,6 +18,7 @@ from atomiclock import (
     BackendRefused,
     BackendUnavailable,
     ConfigurationError,
+    Event,
     Holder,
     Lease,
     Lock,
@@ -30,6 +31,8 @@ from atomiclock import (
     Traits,
     acquire_lock,
     configure,
+    log_event,
+    observe,
     try_lock,
 )
 from atomiclock.celery import current_lease, exclusive
@@ -37,6 +40,18 @@ from atomiclock.fencing import async_fenced_set, fence_predicate, fenced_set, fe
 
 
 def told(lease: Lease) -> None: ...
+
+
+def observers() -> None:
+    stop = observe(log_event)
+    assert_type(stop(), None)
+    observe(lambda event: event.waited)
+
+    def heard(event: Event) -> None:
+        assert_type(event.held, float | None)
+        assert_type(event.backend, str)
+
+    observe(heard)
 
 
 def with_a_lease() -> None:

@@ -73,7 +73,8 @@ def _seen(key: str, replies: list[Any], now: float) -> Seen | None:
     token, left, said, waiting = replies
     if isinstance(token, ServerError) and "WRONGTYPE" in token.args[0]:
         return None  # other data
-    if checked(token) is None:
+    token = checked(token)
+    if token is None:
         return None
     info = info_of(token, said)
     remaining = left / 1000 if left >= 0 else None

@@ -184,23 +184,19 @@ def watch(
 ) -> None:
     """All locks that are held, or those of NAMES, again and again."""
     with _opened(url, namespace) as store, ExitStack() as after:
-        show: Callable[[list[Seen]], None]
-        if as_json:
-            show = _write_lines
-        elif sys.stdout.isatty():
-            from rich.live import Live
-
-            live = after.enter_context(Live(console=console(), auto_refresh=False, screen=False))
-
-            def show(locks: list[Seen]) -> None:
-                live.update(table(locks), refresh=True)
-        else:
-            printer = console()
-
-            def show(locks: list[Seen]) -> None:
-                printer.print(table(locks))
-
+        show = _write_lines if as_json else _painter(after)
         _look_again_and_again(store, names, interval, count, show)
+
+
+def _painter(after: ExitStack) -> Callable[[list[Seen]], None]:
+    """What shows a table: on a terminal in the place of the one before."""
+    printer = console()
+    if not sys.stdout.isatty():
+        return lambda locks: printer.print(table(locks))
+    from rich.live import Live
+
+    live = after.enter_context(Live(console=printer, auto_refresh=False))
+    return lambda locks: live.update(table(locks), refresh=True)
 
 
 def _look_again_and_again(
