@@ -35,6 +35,11 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
+def kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
 class Program:
     """`atomiclock`, with an environment and a lock file of its own."""
 
@@ -50,6 +55,8 @@ class Program:
             "TERM": "xterm",
         }
         self._started: list[subprocess.Popen[str]] = []
+        self.groups: list[int] = []
+        """Process groups that ought to end by themselves."""
 
     def __call__(self, *words: str, timeout: float = 30, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
@@ -87,10 +94,12 @@ class Program:
         return made
 
     def end(self) -> None:
+        """Nothing that a test started goes on, whatever it left."""
+        for group in self.groups:
+            kill_group(group)
         for process in self._started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            kill_group(process.pid)
+            process.communicate(timeout=10)
 
 
 class Terminal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,15 @@ from servers import RedisServer, free_port, wait_until
 from atomiclock import LockManager
 
 BEARS_TERM = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
+CHILD_BEARS_TERM = f"sh -c {shlex.quote('echo $$; ' + BEARS_TERM)}"
+
+
+def numbers_in(program: Program, process: subprocess.Popen[str], lines: int) -> list[int]:
+    """The pids among its first lines, whose groups are killed after the test at the latest."""
+    said = [first_line(process) for _ in range(lines)]
+    pids = [int(line) for line in said if line != "ready"]
+    program.groups += [os.getpgid(pid) for pid in pids]
+    return pids
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
@@ -212,22 +222,20 @@ def test_a_command_whose_lock_is_lost_is_told_to_end(program: Program, redis_ser
 def test_one_that_does_not_end_is_killed_with_all_its_children(
     program: Program, redis_server: RedisServer, words: list[str]
 ) -> None:
-    script = f"trap '' TERM; sh -c 'echo $$; {BEARS_TERM}' & wait; {BEARS_TERM}"
+    script = f"trap '' TERM; {CHILD_BEARS_TERM} & {BEARS_TERM}"
     process = program.start("run", "x", "--url", redis_server.url, "--ttl", "1", *words, "--", "sh", "-c", script)
-    grandchild = int(first_line(process))
-    assert first_line(process) == "ready"
+    (grandchild,) = numbers_in(program, process, 3)
     lose(redis_server, "x")
     assert process.wait(20) == 79
     wait_until(lambda: not is_running(grandchild), what="the grandchild is gone")
 
 
 def test_what_its_leader_left_behind_gets_the_grace_and_not_more(program: Program, redis_server: RedisServer) -> None:
-    script = f"sh -c 'echo $$; {BEARS_TERM}' & sleep 60"
+    script = f"{CHILD_BEARS_TERM} & sleep 60"
     process = program.start(
         "run", "x", "--url", redis_server.url, "--ttl", "1", "--grace", "0.3", "--", "sh", "-c", script
     )
-    grandchild = int(first_line(process))
-    assert first_line(process) == "ready"
+    (grandchild,) = numbers_in(program, process, 2)
     lose(redis_server, "x")
     assert process.wait(20) == 79
     wait_until(lambda: not is_running(grandchild), what="the grandchild is gone")
@@ -259,9 +267,9 @@ def test_max_hold_ends_the_command(program: Program) -> None:
 @pytest.mark.parametrize("watcher", ["lives", "is killed too"])
 def test_nothing_is_left_when_we_are_killed(program: Program, watcher: str) -> None:
     """The watcher kills the whole group. Without it the kernel kills the command, if not its children."""
-    script = f"sh -c 'echo $$; {BEARS_TERM}' & echo $$; {BEARS_TERM}"
+    script = f"{CHILD_BEARS_TERM} & echo $$; {BEARS_TERM}"
     process = program.start("run", "x", "--", "sh", "-c", script)
-    pids = [int(line) for line in (first_line(process) for _ in range(4)) if line != "ready"]
+    pids = numbers_in(program, process, 4)
     assert all(is_running(pid) for pid in pids)
     leader = next(pid for pid in pids if os.getpgid(pid) == pid)
     if watcher != "lives":

@@ -33,6 +33,17 @@ def test_the_command_has_the_terminal_and_gives_it_back(shell: Terminal) -> None
     shell.expect("shell\r\n")
 
 
+def test_a_script_can_read_after_it(program: Program) -> None:
+    """A shell without job control, which takes no terminal back by itself."""
+    run = shlex.join([*program.words, "run", "x", "--", "sh", "-c", "read line; echo first $line"])
+    terminal = program.terminal("sh", "-c", f"{run}; read line; echo second $line")
+    terminal.type("one\n")
+    terminal.expect("first one")
+    terminal.type("two\n")
+    terminal.expect("second two")
+    assert terminal.wait() == 0
+
+
 def test_ctrl_c_is_for_the_command(shell: Terminal) -> None:
     shell.type(
         """lock run x -- sh -c 'trap "echo ca""ught; exit 3" INT; echo re""ady; while :; do sleep 0.05; done'\n"""
