@@ -183,6 +183,24 @@ def test_a_signal_that_was_ignored_stays_ignored(program: Program) -> None:
     process.communicate()
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "0<&- 1>&- 2>&-", "2>&-"])
+def test_closed_standard_streams_do_no_harm(program: Program, closed: str) -> None:
+    """A pipe of ours that was given the number of one of them would be closed as such."""
+    words = shlex.join([*program.words, "run", "x", "--", "sh", "-c", "sleep 0.3; echo done >ran; exit 3"])
+    done = subprocess.run(
+        ["sh", "-c", f"{words} {closed}"], env=program.environment, cwd=program.folder, timeout=20, check=False
+    )
+    assert done.returncode == 3
+    assert (program.folder / "ran").read_text() == "done\n"
+
+
+def test_who_ignores_its_children_gets_the_code_all_the_same(program: Program) -> None:
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", code, *program.words, "run", "x", "--", "sh", "-c", "exit 5"]
+    done = subprocess.run(words, env=program.environment, cwd=program.folder, timeout=20, check=False)
+    assert done.returncode == 5
+
+
 def test_a_stop_from_outside_stops_both_and_goes_on(program: Program) -> None:
     process = program.start("run", "x", "--", "sh", "-c", "echo $$; read x; sleep 0.2; exit 4", stdin=subprocess.PIPE)
     pid = int(first_line(process))

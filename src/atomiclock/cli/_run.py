@@ -45,6 +45,7 @@ def run(job: Job) -> int:
     if not hasattr(os, "fork"):
         raise ConfigurationError("atomiclock run needs a POSIX system")
     _check_command(job.command[0])
+    _as_expected()
     child = Child(job.command)
     watcher = Watcher(child.pid)
     terminal = Terminal(child.pid)
@@ -91,6 +92,17 @@ def _abandoned(child: Child) -> Iterator[ExitStack]:
     with ExitStack() as stack:
         stack.callback(child.abandon)
         yield stack
+
+
+def _as_expected() -> None:
+    """What whoever started us may have left in an unusual state, and our pipes and processes rely on."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: else a pipe of ours would be taken for it. The command finds it closed again
+            os.open(os.devnull, os.O_RDWR)
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # the kernel would bury the command before we can
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _check_command(command: str) -> None:

@@ -1,4 +1,4 @@
-"""A store as the commands see it: its backend, and questions to it by one deadline."""
+"""A store as the commands see it: its backend, and questions to it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Store:
         if self.backend.traits.scope == "process":
             raise ConfigurationError(f"{self.backend.place} is in the memory of each process: nobody else can see it")
 
-    def ask(self, steps: Steps[T], deadline: float) -> T:
-        """What `steps` return. Raises `BackendUnavailable` if there is no answer."""
+    def ask(self, steps: Steps[T]) -> T:
+        """What `steps` return, however many requests that takes. Raises `BackendUnavailable` if one has no answer."""
         try:
             request = next(steps)
             while True:
-                request = steps.send(self._channel.call(request, deadline))
+                request = steps.send(self._channel.call(request, self.deadline()))
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]  # the steps' own T
         except Unknown as error:
@@ -48,23 +48,21 @@ class Store:
     def held(self) -> list[Seen]:
         """All locks of the namespace."""
         prefix = f"{self.namespace}:" if self.namespace else ""
-        found = self.ask(_admin.held(self.backend, prefix), self.deadline())
+        found = self.ask(_admin.held(self.backend, prefix))
         return [self._shown(one) for one in found]
 
     def seen(self, name: str) -> Seen | None:
         key = self.core.key(name, self.core.options(overrides()))
-        deadline = self.deadline()
-        found = self.ask(_admin.seen(self.backend, key, deadline), deadline)
+        found = self.ask(_admin.seen(self.backend, key, self.deadline()))
         return None if found is None else self._shown(found)._replace(key=name)
 
     def remove(self, name: str, token: str) -> bool:
         """Whether `token` had the lock until now."""
         key = self.core.key(name, self.core.options(overrides()))
-        deadline = self.deadline()
-        return self.ask(self.backend.remove(Remove(key, token, 0, deadline)), deadline)
+        return self.ask(self.backend.remove(Remove(key, token, 0, self.deadline())))
 
     def diagnose(self) -> list[Finding]:
-        return self.ask(_admin.diagnose(self.backend), self.deadline())
+        return self.ask(_admin.diagnose(self.backend))
 
     def _shown(self, seen: Seen) -> Seen:
         """By its name, as far as the key has it, and with the fence that its holder knows."""
