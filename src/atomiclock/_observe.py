@@ -31,6 +31,7 @@ class Event(NamedTuple):
     owner: str
     """Our own label."""
     token: str
+    """That of the lease; empty while no lock was granted yet."""
     ttl: float
     fence: int | None = None
     waited: float | None = None

@@ -36,7 +36,7 @@ def held(backend: EtcdBackend, prefix: str) -> Steps[list[Seen]]:  # noqa: ARG00
 def seen(backend: EtcdBackend, key: str) -> Steps[Seen | None]:  # noqa: ARG001
     place = Place(key)
     queue = [entry for entry in entries_of(checked((yield look(place.all())))) if place.counts(entry.key)]
-    return (yield from _seen(place.lock, queue)) if queue else None
+    return (yield from _seen(place.prefix[:-1], queue)) if queue else None
 
 
 def _end(start: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import Holder, Steps
 from ._admin import Finding, Seen, text_of
 from ._redis_errors import checked
+from ._redis_scripts import keys_of
 from ._resp import ServerError, pack
 from ._wire import Several
 from .redis import info_of
@@ -25,16 +26,16 @@ def held(backend: RedisBackend, prefix: str) -> Steps[list[Seen]]:
     while True:
         reply = checked((yield pack(b"SCAN", cursor, b"MATCH", _pattern(prefix), b"COUNT", b"%d" % BATCH)))
         cursor, keys = reply
-        names = [name for key in keys for name in _locks_of(backend, key, prefix)]
+        names = [name for key in keys for name in _locks_of(key, prefix)]
         for start in range(0, len(names), BATCH):
-            for one in (yield from _look(backend, names[start : start + BATCH], bool(prefix))):
+            for one in (yield from _look(names[start : start + BATCH], bool(prefix))):
                 found[one.key.encode("utf-8", "surrogatepass")] = one  # SCAN may show a key twice
         if cursor == b"0":
             return [found[key] for key in sorted(found)]
 
 
 def seen(backend: RedisBackend, key: str) -> Steps[Seen | None]:
-    return next(iter((yield from _look(backend, [key]))), None)
+    return next(iter((yield from _look([key]))), None)
 
 
 def _pattern(prefix: str) -> bytes:
@@ -44,23 +45,29 @@ def _pattern(prefix: str) -> bytes:
     return re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix.encode("utf-8", "surrogatepass")) + b"*"
 
 
-def _locks_of(backend: RedisBackend, found: bytes, prefix: str) -> list[str]:
+def _locks_of(found: bytes, prefix: str) -> list[str]:
     """The locks that a key which was found stands for, or may stand for if it is a note."""
     if prefix:
         name = text_of(found)
         return [] if name is None else [name]
     stem = text_of(found.removesuffix(b":info"))
     candidates = [] if stem is None else [stem, stem[1:-1]]  # {KEY}:info, unless KEY has braces of its own
-    return [name for name in candidates if name and backend._keys(name, "info")[1] == found]
+    return [name for name in candidates if name and _keys(name)[1] == found]
 
 
-def _look(backend: RedisBackend, names: list[str], others: bool = True) -> Steps[list[Seen]]:
+def _keys(name: str) -> tuple[bytes, bytes, bytes]:
+    """The lock, what its holder says of itself, and whether anybody waits."""
+    stem = keys_of(name).stem
+    return name.encode("utf-8", "surrogatepass"), stem + b":info", stem + b":waiting"
+
+
+def _look(names: list[str], others: bool = True) -> Steps[list[Seen]]:
     """Those of `names` that are locks and held; `others`: by other software, too."""
     if not names:
         return []
     requests = [pack(b"TIME")]
     for name in names:
-        key, info, waiting = backend._keys(name, "info", "waiting")
+        key, info, waiting = _keys(name)
         requests += [pack(b"GET", key), pack(b"PTTL", key), pack(b"GET", info), pack(b"EXISTS", waiting)]
     clock, *replies = yield Several.of(requests)
     now = [int(part) for part in checked(clock)]
