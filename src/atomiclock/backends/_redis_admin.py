@@ -20,7 +20,7 @@ BATCH = 100
 """Keys in one go: a reply has to stay short."""
 
 
-def held(backend: RedisBackend, prefix: str) -> Steps[list[Seen]]:
+def held(backend: RedisBackend, prefix: str) -> Steps[list[Seen]]:  # noqa: ARG001
     found: dict[bytes, Seen] = {}
     cursor = b"0"
     while True:
@@ -34,7 +34,7 @@ def held(backend: RedisBackend, prefix: str) -> Steps[list[Seen]]:
             return [found[key] for key in sorted(found)]
 
 
-def seen(backend: RedisBackend, key: str) -> Steps[Seen | None]:
+def seen(backend: RedisBackend, key: str) -> Steps[Seen | None]:  # noqa: ARG001
     return next(iter((yield from _look([key]))), None)
 
 
