@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import _options, _process
@@ -116,11 +116,11 @@ class Core:
     def key(self, name: str, options: Options) -> str:
         return key_of(options.namespace, check_name(name))
 
-    def hold(self, name: str, options: Options, io: Any) -> Hold:
-        """A new attempt at `name`. Its token is made when its turn has come, before anything is sent."""
+    def hold(self, name: str, options: Options, io: Any, token: str = "", make: Callable[..., Hold] = Hold) -> Hold:
+        """A new attempt at `name`. Unless `token` says it, its token is made when its turn has come."""
         key = self.key(name, options)
         owner = default_owner() if options.owner is None else options.owner
-        hold = Hold(name, key, owner, "", options, io)
+        hold = make(name, key, owner, token, options, io)
         hold.handover = options.handover and self._hands_over
         return hold
 

@@ -51,6 +51,7 @@ class Hold:
         "name",
         "notes",
         "on_lost",
+        "outlives",
         "owner",
         "releases_unanswered",
         "renew",
@@ -78,6 +79,7 @@ class Hold:
         self.renew = options.renew
         self.handover = options.handover  # whether it may be passed on in this process
         self.on_lost = options.on_lost
+        self.outlives = False  # whether it stands when this process has ended
         self.io = io  # whose store it is; opaque here
         self.lease: Any = None  # a weak reference to the lease that the application has
         self.generation = _process.generation

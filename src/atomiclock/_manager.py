@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import _observe, _plans, _process, _sync
 from ._core import Core, named, unavailable
 from ._hold import HELD, Hold
 from ._lease import LeaseView, must_release, note_on
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
-from .backends import Holder, Peek, Unknown
+from .backends import Extend, Holder, Peek, Remove, Unknown
 from .errors import BackendUnavailable, ConfigurationError, LockError, LockLost, LockTimeout, NotHeld
 
 GRACE = 1.0
@@ -196,6 +197,23 @@ class LockManager:
         _warn_in_event_loop()
         return self._core.hold(name, _refuse_cancel(options), self._store)
 
+    # For callers in this package that know a token: another process's, or one that is made from something else.
+
+    def _adopt(self, name: str, token: str | None, given: Mapping[str, Any], make: Callable[..., Hold] = Hold) -> Hold:
+        """An attempt under `token` (`None`: a new one), which is never passed on within this process."""
+        options = _refuse_cancel(self._core.options_for(name, given))
+        hold = self._core.hold(name, options, self._store, token or _process.new_token(), make)
+        hold.handover = False
+        return hold
+
+    def _extend_token(self, hold: Hold, deadline: float) -> bool:
+        """Whether the store has the token of `hold`, whose ttl counts from now if so. One request; or `Unknown`."""
+        return bool(self._store.perform(Extend(hold.key, hold.token, hold.ttl, deadline, hold.notes)))
+
+    def _remove_token(self, hold: Hold, deadline: float, in_flight: int = 0) -> bool:
+        """Whether the store had the token of `hold`, which it has no more. One request; or `Unknown`."""
+        return bool(self._store.perform(Remove(hold.key, hold.token, in_flight, deadline, hold.notes)))
+
     def _acquire(self, hold: Hold, timeout: float | None) -> Lease:
         """The lease of `hold`. Whatever is raised meanwhile, even by a signal, leaves nothing behind."""
         try:
@@ -220,10 +238,10 @@ class LockManager:
     def _get(self, hold: Hold, timeout: float | None) -> bool:
         """Get the lock for `hold`, from the store or from within this process. True if others wait behind."""
         core, store = self._core, self._store
-        begun = core.terms.clock()
+        begun, token = core.terms.clock(), hold.token
         stood = core.in_line and timeout != 0 and store.stand(hold, begun, timeout)
         # Not before: it costs a call of the system, in which other threads find us in the line and get in it, too.
-        hold.grant = _process.new_token()
+        hold.grant = token or _process.new_token()
         if hold.state == HELD:
             return False
         hold.token = hold.grant

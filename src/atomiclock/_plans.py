@@ -170,8 +170,8 @@ class _Attempt:
     def _add(self, sent: float) -> Add:
         hold, bound = self.hold, sent + self.terms.each
         bound = bound if self.once else min(bound, self.deadline)
-        ttl = hold.ttl + hold.delay
-        return Add(hold.key, hold.token, ttl, hold.owner, not self.once, bound, hold.notes, hold.delay)
+        ttl, outlives = hold.ttl + hold.delay, hold.outlives or hold.delay > 0
+        return Add(hold.key, hold.token, ttl, hold.owner, not self.once, bound, hold.notes, outlives)
 
     def _wait(self, busy: Busy, now: float) -> Plan[Wait]:
         hold, terms = self.hold, self.terms

@@ -63,9 +63,8 @@ class Add(NamedTuple):
     """Whether a `Wait` follows when somebody else has it."""
     deadline: float
     notes: Notes | None = None
-    delay: float = 0.0
-    """How much of the ttl is the lock-delay: if above 0, the lock is kept for the ttl also if the holder is known to
-    be dead."""
+    outlives: bool = False
+    """Whether it is meant to stand when the process that took it has ended: no store may conclude from its death."""
 
 
 class Remove(NamedTuple):

@@ -113,8 +113,8 @@ class SQLiteBackend:
 
         def attempt(db: sqlite3.Connection) -> Granted | Busy:
             now = _process.clock()
-            # With a lock-delay the holder's death sets nobody free: of another pid namespace it is not known.
-            who = me._replace(space=UNKNOWN_SPACE) if ask.delay else me
+            # If the holder's death is to set nobody free: in another pid namespace nobody can see it.
+            who = me._replace(space=UNKNOWN_SPACE) if ask.outlives else me
             fresh = (key, ask.token, ask.owner.encode("utf-8", "replace"), now + ask.ttl, *who)
             row = _row(db, key)  # to look first spares those who find it held a write
             if row is None and (fence := _insert(db, _INSERT_IF_NOBODY_WAITS, (*fresh, key))) is not None:
