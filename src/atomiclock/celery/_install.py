@@ -1,0 +1,95 @@
+"""What `install` adds to an application's workers: supervision, events, and a look at the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+
+from .._options import configured_url
+from .._registry import backend_for
+from ..errors import ConfigurationError
+from ._board import Board
+from ._report import log, reporter
+from ._rules import Rules, of_configuration
+from ._supervisor import Supervisor
+
+
+class Supervision(bootsteps.StartStopStep):
+    """The worker's part of the locks. Its board is made before the pool forks, its thread starts afterwards."""
+
+    name = "atomiclock"
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **_: Any) -> None:
+        self.supervisor: Supervisor | None = None
+        self.board: Board | None = None
+        conf = worker.app.conf
+        self._prefork = is_prefork(worker)
+        refuse(conf, self._prefork)
+        reporter.worker = worker
+        if self._prefork and conf.get("atomiclock_supervise", True):
+            self.board = reporter.board = Board()
+
+    def start(self, worker: Any) -> None:
+        for doubt in doubts(worker.app):
+            log.warning("%s", doubt)
+        if self.board is not None and self.supervisor is None:
+            worker.atomiclock_supervisor = self.supervisor = Supervisor(self.board)
+            self.supervisor.start()
+            signals.worker_shutdown.connect(self._end, sender=worker, weak=False)
+
+    def stop(self, worker: Any) -> None:
+        """Nothing yet: the children still end their tasks. It ends with the worker."""
+
+    def _end(self, **_: Any) -> None:
+        if self.supervisor is not None and self.board is not None:
+            self.supervisor.stop()
+            reporter.board = None
+            self.board.close()
+
+
+def install(app: Celery) -> None:
+    """Add to `app`'s workers what looks after locks; to do it twice does no harm. Call it where the app is made.
+
+    The main process of a prefork worker then renews the lock of a task that keeps its process from doing so, and
+    frees the lock of a child that was killed, as soon as it is dead. Every worker sends events of locks (with `-E`),
+    answers `celery locks ls`, and checks at its start what it can of the configuration: `memory://` with prefork,
+    which would exclude nobody, ends it with a `ConfigurationError`; what is only doubtful is a warning in its log.
+    """
+    app.steps["worker"].add(Supervision)
+
+
+def is_prefork(worker: Any) -> bool:
+    """Whether the worker's tasks run in children of its process."""
+    pool = getattr(worker, "pool_cls", None)
+    name = pool if isinstance(pool, str) else f"{getattr(pool, '__module__', '')}"
+    return name in ("prefork", "processes") or name.startswith("celery.concurrency.prefork")
+
+
+def refuse(conf: Any, prefork: bool) -> None:
+    """Raise `ConfigurationError` for what cannot work."""
+    rules = Rules().with_(of_configuration(conf), "Celery's setting atomiclock_")
+    url = rules.url or configured_url()
+    backend, _ = backend_for(url)
+    if prefork and backend.traits.scope == "process":
+        raise ConfigurationError(
+            f"the store {backend.place} excludes only threads of one process, and a prefork worker has several: set "
+            "atomiclock_url to sqlite:// for workers of one machine, or to a server such as redis://localhost"
+        )
+
+
+def doubts(app: Any) -> list[str]:
+    """What in the configuration is likely a mistake."""
+    found = []
+    conf = app.conf
+    rules = Rules().with_(of_configuration(conf))
+    visibility = (conf.get("broker_transport_options") or {}).get("visibility_timeout")
+    if visibility is not None and rules.delay[1] >= float(visibility):
+        found.append(
+            f"atomiclock_delay goes up to {rules.delay[1]:g} s, and the broker delivers again after {visibility} s: a "
+            "call that was put back would come twice"
+        )
+    if rules.ttl is not None and rules.ttl < 1:
+        found.append(f"atomiclock_ttl is {rules.ttl:g} s: a pause of a third of that loses locks; take seconds")
+    return found

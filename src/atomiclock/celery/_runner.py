@@ -1,0 +1,338 @@
+"""One call of a protected task, from the question for its lock to the release of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from celery.exceptions import Ignore, Reject
+from celery.utils.log import get_task_logger
+
+from .._api import manager_for
+from .._lease import must_release, note_on
+from .._manager import Lease
+from .._process import clock
+from ..errors import BackendRefused, BackendUnavailable, LockError, LockLost, LockTimeout
+from . import _done, _supply
+from ._abort import abortable, strike
+from ._conflicts import Again, Answer, Conflict, Fail, Queue, Skip, Stand, Where, answer, at_last, pause
+from ._marks import Mark
+from ._names import is_own, label
+from ._report import reporter
+from ._rules import STATE, Rules
+
+
+class LockBusy(LockTimeout):
+    """A task's lock is held by somebody else, and its rules say to fail then. Nothing was run.
+
+    `owner` is the holder's label, if the store knows it, and `remaining` the seconds until the lock ends unless it is
+    renewed.
+    """
+
+    remaining: float | None = None
+
+
+class Call(NamedTuple):
+    """A call of a protected function: whose, how it came about, and the name of its lock."""
+
+    task: Any
+    """The Celery task; `None` if there is none."""
+    task_name: str
+    name: str
+    where: Where
+    request: Any
+    body: Callable[[], Any]
+
+    @property
+    def task_id(self) -> str | None:
+        return getattr(self.request, "id", None)
+
+    @property
+    def late(self) -> bool:
+        """Whether its message is acknowledged when it has ended: then it may come twice."""
+        return self.where is Where.WORKER and bool(self.task.acks_late)
+
+
+class Result(NamedTuple):
+    """What a call returns that does not run."""
+
+    value: Any
+
+
+_running: ContextVar[tuple[tuple[Any, Lease], ...]] = ContextVar("atomiclock_running", default=())
+
+
+def current_lease() -> Lease | None:
+    """The lease of the task that runs here, innermost if they nest; `None` outside, or without its lock.
+
+    Its `check()` raises `LockLost` if the lock is lost, and its `fence` is for whatever the task writes to.
+    """
+    running = _running.get()
+    return running[-1][1] if running else None
+
+
+def runs(request: Any) -> bool:
+    """Whether a call of this request already runs here with its lock: what it calls itself is another call."""
+    return any(mine is request for mine, _ in _running.get())
+
+
+def run(call: Call, rules: Rules) -> Any:
+    """What the call returns: the body's result, or what its rules say for a call that does not run."""
+    if not rules.enabled:
+        return call.body()
+    attempt = Attempt(call, rules)
+    got = attempt.lease()
+    if isinstance(got, Result):
+        return got.value
+    if got is None:
+        return call.body()
+    return Run(attempt, got).result()
+
+
+class Attempt:
+    """One delivery's try for its lock."""
+
+    def __init__(self, call: Call, rules: Rules) -> None:
+        self.call = call
+        self.rules = rules
+        self.manager = manager_for(rules.url)
+        headers = getattr(call.request, "headers", None) or {}
+        self.state: dict[str, Any] = dict(headers.get(STATE) or {})
+        given = {name: getattr(rules, name) for name in ("ttl", "namespace") if getattr(rules, name) is not None}
+        self.given = {**given, "max_hold": rules.max_hold, "renew": True}
+        if call.task_id is not None:
+            self.given["owner"] = label(call.task_id, getattr(call.request, "hostname", None))
+        self.ttl: float = self.manager._core.options_for(call.name, given).ttl
+        self.line = _supply.Line(call, rules, self.ttl)
+
+    def lease(self) -> Lease | Result | None:
+        """The lease; or what the call returns instead; or `None`: it shall run without.
+
+        Raises `Ignore` if the same message goes on in this one's place, `LockBusy`, or what the store's failure is.
+        """
+        try:
+            if self.call.late:
+                self._look_for_an_earlier_end()
+            return self.acquire(0)
+        except LockTimeout as busy:
+            return self._held_by(busy.owner)
+        except BackendRefused as error:
+            self.tell("backend_error", error=str(error), outcome="raised")
+            raise
+        except BackendUnavailable as error:
+            return self._unreachable(error)
+
+    def acquire(self, timeout: float) -> Lease:
+        hold = self.manager._adopt(self.call.name, None, self.given, self.line.make)
+        hold.entered = True
+        hold.on_lost = self._lost
+        begun = clock()
+        with self.line.announced(hold):
+            lease = self.manager._acquire(hold, timeout)
+        self.tell("lock_acquired", fence=lease.fence, waited=clock() - begun)
+        return lease
+
+    # It is held
+
+    def _held_by(self, owner: str | None) -> Lease | Result:
+        conflict = self._conflict(owner)
+        todo = answer(self.rules, self.call.where, conflict, random.random())
+        if isinstance(todo, Stand):
+            try:
+                return self.acquire(todo.seconds)
+            except LockTimeout as busy:
+                owner, todo = busy.owner, at_last(self.rules)
+        if isinstance(todo, Queue):
+            free = self.waiting().put(todo.countdown + self.ttl) is None
+            todo = Again(todo.countdown) if free else Skip()
+            self.state["waits"] = free
+        return self._do(todo, conflict)
+
+    def _do(self, todo: Answer, conflict: Conflict) -> Result:
+        if isinstance(todo, Again):
+            outcome = "redelivered" if conflict.own else "queued" if self.state.get("waits") else "requeued"
+            self.tell("lock_busy", holder=conflict.holder, outcome=outcome)
+            busy = self._busy(conflict.holder)
+            self.put_back(todo.countdown, busy)
+        if isinstance(todo, Fail):
+            self.tell("lock_busy", holder=conflict.holder, outcome="raised")
+            busy = self._busy(conflict.holder)
+            with suppress(BackendUnavailable):
+                held = self.manager.holder(self.call.name, namespace=self.rules.namespace)
+                busy.remaining = None if held is None else held.remaining
+            raise busy
+        self.tell("lock_busy", holder=conflict.holder, outcome="skipped")
+        who = conflict.holder or "it has just ended, or does not say who it is"
+        get_task_logger(self.call.task_name).info("%s: %s (%s)", self.call.name, self.rules.busy, who)
+        return Result(self.rules.skip_result)
+
+    def _conflict(self, owner: str | None) -> Conflict:
+        call, since = self.call, max(0.0, time.time() - self.state.get("since", time.time()))
+        own = call.where is Where.WORKER and is_own(owner, call.task_id)
+        return Conflict(call.name, owner, call.task_id, own, int(self.state.get("tries", 0)), since)
+
+    def _busy(self, owner: str | None) -> LockBusy:
+        who = f"held by {owner}" if owner else "held by other software"
+        return LockBusy(f"the lock {self.call.name!r} is {who}", name=self.call.name, owner=owner)
+
+    def put_back(self, countdown: float, otherwise: Exception) -> None:
+        """Publish the same message once more and raise `Ignore`; if that fails, raise `otherwise`.
+
+        Its id, group, chord, chain, links and retries stay, so whoever waits for its result goes on waiting for it.
+        """
+        call = self.call
+        since = self.state.get("since", time.time())  # on the wall clock: another machine may read it
+        state = {**self.state, "since": since, "tries": int(self.state.get("tries", 0)) + 1}
+        headers = {**(call.request.headers or {}), STATE: state}
+        try:
+            message = call.task.signature_from_request(call.request, countdown=countdown, headers=headers)
+            message.apply_async()
+        except Exception as error:  # whatever the broker raises: the message must not be acknowledged as done
+            raise otherwise from error
+        raise Ignore(f"{call.name}: put back for {countdown:.3g} s")
+
+    def waiting(self) -> Mark:
+        """The place of the one call that waits for the holder's end."""
+        return self._mark("next", self.call.name)
+
+    def _mark(self, kind: str, name: str) -> Mark:
+        call = self.call
+        return Mark(self.manager, kind, name, self.rules.namespace, str(call.task_id), call.request.hostname)
+
+    # It was delivered before
+
+    def earlier(self) -> _done.Done:
+        """The mark of this message's end."""
+        call = self.call
+        mark = self._mark("done", f"{call.task_name}:{call.task_id}:{call.request.retries}")
+        return _done.Done(mark, self.ttl, call.task.app.conf)
+
+    def _look_for_an_earlier_end(self) -> None:
+        state = self.earlier().state()
+        if state == "none":
+            return
+        self.tell("lock_busy", holder=None, outcome="redelivered")
+        if state == "done":
+            raise Ignore(f"{self.call.name}: an earlier delivery of this message has done it")
+        conflict = self._conflict(None)
+        self.put_back(pause(self.rules, conflict.tries, random.random()), self._busy(None))
+
+    # The store does not answer
+
+    def _unreachable(self, error: BackendUnavailable) -> Lease | Result | None:
+        rules, conflict = self.rules, self._conflict(None)
+        if rules.on_backend_error == "run":
+            self.tell("backend_error", error=str(error), outcome="run")
+            get_task_logger(self.call.task_name).warning("%s: runs without its lock: %s", self.call.name, error)
+            return None
+        again = rules.on_backend_error == "retry" and self.call.where is Where.WORKER
+        if again and conflict.since < rules.give_up:
+            self.tell("backend_error", error=str(error), outcome="requeued")
+            self.put_back(pause(rules, conflict.tries, random.random()), error)
+        self.tell("backend_error", error=str(error), outcome="raised")
+        raise error
+
+    # News
+
+    def _lost(self, lease: Lease) -> None:
+        self.tell("lock_lost", reason=lease.lost_reason)
+        if self.rules.on_lost == "abort":
+            strike(lease)
+
+    def tell(self, kind: str, **facts: Any) -> None:
+        call = self.call
+        reporter.tell(kind, call.task_name, call.task_id, call.name, **facts)
+
+
+class Run:
+    """The body under its lease."""
+
+    def __init__(self, attempt: Attempt, lease: Lease) -> None:
+        self.attempt = attempt
+        self.call = attempt.call
+        self.lease = lease
+        self.begun = clock()
+
+    def result(self) -> Any:
+        """What the body returns. The lock is released before that is stored, so who waits for it finds it free."""
+        error: BaseException | None = None
+        try:
+            if self.attempt.state.get("waits"):
+                self._leave_the_place()
+            with self._current(), self._abortable():
+                return self.call.body()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._end(error)
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        before = _running.set((*_running.get(), (self.call.request, self.lease)))
+        try:
+            yield
+        finally:
+            _running.reset(before)
+
+    @contextmanager
+    def _abortable(self) -> Iterator[None]:
+        if self.call.where is Where.WORKER and self.attempt.rules.on_lost == "abort":
+            with abortable(self.lease):
+                yield
+        else:
+            yield
+
+    def _leave_the_place(self) -> None:
+        """Before the body reads anything: who comes from now on waits for the next run, and is not covered by this."""
+        try:
+            self.attempt.waiting().remove()
+        except BackendUnavailable as error:  # then it ends with its ttl, and until then somebody may skip in vain
+            self.attempt.tell("backend_error", error=str(error), outcome="kept")
+
+    def _end(self, error: BaseException | None) -> None:
+        try:
+            if self.call.late and _final(error):
+                self._mark_as_done()
+        finally:
+            self._release(error)
+
+    def _release(self, error: BaseException | None) -> None:
+        released = False
+        try:
+            if must_release(self.lease._hold):
+                self.lease.release()
+            released = True
+            self.attempt.tell("lock_released", held_for=clock() - self.begun)
+        except LockLost as lost:
+            released = True
+            self._lost(lost, error)
+        except BackendUnavailable as trouble:  # the work is done, and the ttl ends what could not be taken back
+            self.attempt.tell("backend_error", error=str(trouble), outcome="kept")
+            get_task_logger(self.call.task_name).warning("%s", trouble)
+        finally:
+            self.attempt.line.done(released)
+
+    def _lost(self, lost: LockLost, error: BaseException | None) -> None:
+        if error is not None:
+            if error is not lost and not isinstance(error, LockError):
+                note_on(error, lost)
+        elif self.attempt.rules.on_lost == "warn":
+            get_task_logger(self.call.task_name).warning("%s", lost)
+        else:
+            raise lost
+
+    def _mark_as_done(self) -> None:
+        try:
+            self.attempt.earlier().put(str(self.call.task_id))
+        except BackendUnavailable as error:
+            self.attempt.tell("backend_error", error=str(error), outcome="kept")
+
+
+def _final(error: BaseException | None) -> bool:
+    """Whether the message is done with. A process that is told to leave gives it back to the broker."""
+    return error is None or (isinstance(error, Exception) and not isinstance(error, (Ignore, Reject)))

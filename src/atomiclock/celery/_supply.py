@@ -1,0 +1,78 @@
+"""What a call says to its worker's main process, if it has one that supervises, about the lease it wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from billiard.process import current_process
+
+from .._hold import Hold
+from .._options import configured_url
+from .._process import clock
+from ..errors import LockTimeout
+from ._board import Seat, SeatedHold
+from ._conflicts import Where
+from ._report import reporter
+from ._rules import Rules
+
+if TYPE_CHECKING:
+    from ._runner import Call
+
+_seated: list[str] = []
+"""The token that has this child's seat. A second lease at the same time has none."""
+
+
+class Line:
+    """To the main process, for one call."""
+
+    def __init__(self, call: Call, rules: Rules, ttl: float) -> None:
+        board = reporter.board
+        watched = board is not None and board.in_child and call.where is Where.WORKER
+        self._board = board if watched else None
+        self._seat: Seat | None = None
+        if self._board is not None and not _seated:
+            self._seat = self._board.seat(getattr(current_process(), "index", None))
+        self.make: Callable[..., Hold] = SeatedHold if self._seat is not None else Hold
+        self._facts = {
+            "url": rules.url or configured_url(),
+            "namespace": rules.namespace,
+            "name": call.name,
+            "task": call.task_name,
+            "id": call.task_id,
+            "ttl": ttl,
+        }
+        self._max_hold = rules.max_hold
+        self._token: str | None = None
+
+    @contextmanager
+    def announced(self, hold: Hold) -> Iterator[None]:
+        """Say that `hold` will be asked for, before it is; and that it is not held, if the block raises."""
+        if self._board is None:
+            yield
+            return
+        until = None if self._max_hold is None else clock() + self._max_hold
+        seat = None if self._seat is None else self._seat.number
+        said = self._board.tell(say="try", token=hold.token, until=until, seat=seat, **self._facts)
+        if not said:
+            yield
+            return
+        self._token = hold.token
+        if isinstance(hold, SeatedHold):
+            hold.seat = self._seat
+            _seated.append(hold.token)
+        try:
+            yield
+        except BaseException as error:
+            self.done(isinstance(error, LockTimeout))  # which means that nothing of it is in the store
+            raise
+
+    def done(self, released: bool) -> None:
+        """Say that the lease is over. Unless it was `released`, the main process makes sure of it."""
+        token, self._token = self._token, None
+        if token is None or self._board is None:
+            return
+        if token in _seated:
+            _seated.remove(token)
+        self._board.tell(say="gone" if released else "left", token=token)
