@@ -13,8 +13,8 @@ import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 
-from atomiclock import ConfigurationError, LockLost, LockManager, LockTimeout
-from atomiclock.celery import current_lease, exclusive
+from atomiclock import ConfigurationError, LockLost, LockManager
+from atomiclock.celery import LockBusy, current_lease, exclusive
 
 URL = "https://example.org/rss"
 
@@ -92,7 +92,7 @@ def test_raise_fails_the_duplicate(app: Celery, store: str) -> None:
     @app.task(name="nested")
     @exclusive("one", on_conflict="raise")
     def nested() -> str:
-        with pytest.raises(LockTimeout):
+        with pytest.raises(LockBusy):
             nested()
         return "refused"
 

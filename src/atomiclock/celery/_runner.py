@@ -26,13 +26,15 @@ from ._report import reporter
 from ._rules import STATE, Rules
 
 
-class LockBusy(LockTimeout):
+class LockBusy(LockError):
     """A task's lock is held by somebody else, and its rules say to fail then. Nothing was run.
 
     `owner` is the holder's label, if the store knows it, and `remaining` the seconds until the lock ends unless it is
-    renewed.
+    renewed. No `TimeoutError`, as `LockTimeout` is: whoever waits for the result of a chord would be told that his own
+    waiting had timed out, since Celery (5.7) takes each one that it meets there for the socket's.
     """
 
+    owner: str | None = None
     remaining: float | None = None
 
 
