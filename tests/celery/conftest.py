@@ -32,13 +32,23 @@ FIRST_WORDS = 40.0
 class Worker:
     """One `celery worker`, its log, and what its tasks have written."""
 
-    def __init__(self, folder: Path, env: dict[str, str], *options: str, pool: str = "prefork", children: int = 4) -> None:
+    def __init__(
+        self, folder: Path, env: dict[str, str], *options: str, pool: str = "prefork", children: int = 4
+    ) -> None:
         self.journal = Path(env["JOURNAL"])
         self.name = f"w{uuid.uuid4().hex[:6]}@localhost"
         self.log = folder / f"{self.name}.log"
         self.env = env
         words = [sys.executable, "-m", "celery", "-A", "lockproj", "worker", "-n", self.name, "-P", pool]
-        words += [f"-c{children}", "-l", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat", *options]
+        words += [
+            f"-c{children}",
+            "-l",
+            "INFO",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+            *options,
+        ]
         path = os.pathsep.join([str(SOURCES), str(HERE), os.environ.get("PYTHONPATH", "")])
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -136,7 +146,12 @@ def celery_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 def on_redis(server: RedisServer, **more: str) -> dict[str, str]:
     base = f"redis://127.0.0.1:{server.port}"
-    given = {"BROKER": f"{base}/0", "RESULTS": f"{base}/1", "LOCKS": f"{base}/2", "TRANSPORT": json.dumps(REDIS_TRANSPORT)}
+    given = {
+        "BROKER": f"{base}/0",
+        "RESULTS": f"{base}/1",
+        "LOCKS": f"{base}/2",
+        "TRANSPORT": json.dumps(REDIS_TRANSPORT),
+    }
     return {**given, **more}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import Celery, current_task
 
-from atomiclock.celery import current_lease, exclusive, install
+from atomiclock.celery import LockedTask, current_lease, exclusive, install, unique
 
 QUICK = {"delay": (0.1, 0.4), "ttl": 3}
 
@@ -76,7 +76,7 @@ def _chooses(conflict: Any) -> str:
     return "retry" if conflict.tries < 2 else "skip"
 
 
-def define(app: Celery) -> SimpleNamespace:
+def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, not a decision
     """The tasks, on `app`."""
     made: dict[str, Any] = {}
 
@@ -154,6 +154,31 @@ def define(app: Celery) -> SimpleNamespace:
     def fence(key: str) -> Any:
         lease = current_lease()
         return None if lease is None else [lease.name, lease.fence, bool(lease)]
+
+    @task("one", base=LockedTask, unique=unique("{key}", ttl=30))
+    def one(key: str, seconds: float = 0.0) -> str:
+        return work(key, seconds)
+
+    @task("one_done", base=LockedTask, unique=unique("{key}", ttl=30, until="done"), bind=True, max_retries=1)
+    def one_done(self: Any, key: str, seconds: float = 0.0, again: bool = False) -> str:
+        work(key, seconds)
+        if again and not self.request.retries:
+            raise self.retry(countdown=0.2)
+        return key
+
+    @task("outside", base=LockedTask, lock=exclusive("{key}", **{**QUICK, "on_conflict": "raise"}), bind=True,
+          autoretry_for=(Exception,), retry_kwargs={"countdown": 0}, max_retries=3)  # fmt: skip
+    def outside(self: Any, key: str, seconds: float = 0.0, fails: int = 0) -> str:
+        work(key, seconds)
+        if self.request.retries < fails:
+            raise ValueError(key)
+        return f"{key} after {self.request.retries}"
+
+    @task(
+        "both", base=LockedTask, unique=unique("{key}", ttl=30), lock=exclusive("{key}", **QUICK, on_conflict="retry")
+    )
+    def both(key: str, seconds: float = 0.0) -> str:
+        return work(key, seconds)
 
     @task("total")
     def total(values: list[Any]) -> list[Any]:

@@ -38,7 +38,6 @@ def test_a_killed_child_is_freed_as_soon_as_it_is_dead(shop: Shop, worker: Worke
     os.kill(victim, signal.SIGKILL)
     killed = time.monotonic()
     wait_until(lambda: holder(shop, f"patient:{key}") is None, 10, "the lock is free")
-    assert not os.path.exists(f"/proc/{victim}") or b") Z" in open(f"/proc/{victim}/stat", "rb").read()
     assert shop.tasks.patient.delay(key, 0).get(timeout=WITHIN) == key
     assert time.monotonic() - killed < 15
     assert worker.said(f"freed the lock 'patient:{key}'")
@@ -61,8 +60,12 @@ def test_revoked_with_each_signal_frees_the_lock(shop: Shop, worker: Worker, key
     assert shop.tasks.patient.delay(key, 0).get(timeout=WITHIN) == key
 
 
-@pytest.mark.parametrize(("limits", "error"), [({"soft_time_limit": 1}, "SoftTimeLimit"), ({"time_limit": 1}, "TimeLimit")])
-def test_both_time_limits_free_the_lock(shop: Shop, worker: Worker, key: str, limits: dict[str, int], error: str) -> None:
+@pytest.mark.parametrize(
+    ("limits", "error"), [({"soft_time_limit": 1}, "SoftTimeLimit"), ({"time_limit": 1}, "TimeLimit")]
+)
+def test_both_time_limits_free_the_lock(
+    shop: Shop, worker: Worker, key: str, limits: dict[str, int], error: str
+) -> None:
     result = shop.tasks.patient.apply_async((key, 60), **limits)
     worker.await_event(key, "begin")
     with pytest.raises(Exception, match=error):

@@ -12,18 +12,26 @@ success. Two tasks never share a name, since it starts with the task's.
 
 from __future__ import annotations
 
+from . import signals
 from ._conflicts import Conflict
 from ._exclusive import Exclusive, exclusive
 from ._install import install
 from ._names import canonical_url
 from ._runner import LockBusy, current_lease
+from ._task import LockedTask, LockMixin
+from ._unique import Unique, unique
 
 __all__ = [
     "Conflict",
     "Exclusive",
     "LockBusy",
+    "LockMixin",
+    "LockedTask",
+    "Unique",
     "canonical_url",
     "current_lease",
     "exclusive",
     "install",
+    "signals",
+    "unique",
 ]

@@ -60,7 +60,7 @@ class Exclusive:
 
     def run(self, task: Any, task_name: str, name: str, body: Callable[[], Any]) -> Any:
         """What the call of `task`'s body returns, under its lock `name`."""
-        where, request = _way(task)
+        where, request = way_of(task)
         rules = self.rules((task.app if task is not None else current_app).conf, request)
         return run(Call(task, task_name, name, where, request, body), rules)
 
@@ -142,7 +142,7 @@ def _self_in(names: Key, args: tuple[Any, ...]) -> frozenset[str]:
     return frozenset()
 
 
-def _way(task: Any) -> tuple[Where, Any]:
+def way_of(task: Any) -> tuple[Where, Any]:
     """How the call under way came about, and its request if it has one of its own."""
     if task is None or not current_task or current_task.name != task.name:
         return Where.DIRECT, None

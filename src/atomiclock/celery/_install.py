@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Celery, bootsteps, signals
+from celery.worker import control
 
 from .._options import configured_url
 from .._registry import backend_for
@@ -15,7 +16,7 @@ from ._rules import Rules, of_configuration
 from ._supervisor import Supervisor
 
 
-class Supervision(bootsteps.StartStopStep):
+class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
     """The worker's part of the locks. Its board is made before the pool forks, its thread starts afterwards."""
 
     name = "atomiclock"
@@ -58,6 +59,20 @@ def install(app: Celery) -> None:
     which would exclude nobody, ends it with a `ConfigurationError`; what is only doubtful is a warning in its log.
     """
     app.steps["worker"].add(Supervision)
+
+
+def held(worker: Any) -> list[dict[str, Any]]:
+    """What the tasks of a worker hold now."""
+    supervisor = getattr(worker, "atomiclock_supervisor", None)
+    return supervisor.held() if supervisor is not None else list(reporter.held.values())
+
+
+def _locks(_: Any) -> list[dict[str, Any]]:
+    facts = held(reporter.worker)
+    return [{name: each[name] for name in ("name", "task", "id", "pid")} for each in facts]
+
+
+control.inspect_command(name="atomiclock_locks")(_locks)
 
 
 def is_prefork(worker: Any) -> bool:

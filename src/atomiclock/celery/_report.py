@@ -31,6 +31,8 @@ class Reporter:
         self.board: Board | None = None
         self.worker: Any = None
         self.counts: dict[str, int] = {}
+        self.held: dict[str, dict[str, Any]] = {}
+        """What tasks in this process hold, by token, where no supervisor keeps the list."""
         self._mutex = threading.Lock()
 
     def tell(self, kind: str, task_name: str, task_id: str | None, name: str, **facts: Any) -> None:

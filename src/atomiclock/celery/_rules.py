@@ -32,7 +32,6 @@ class Rules:
     skip_result: Any = None
     busy: str = "already being imported by another worker"
     on_lost: str = "abort"
-    hold_on_retry: bool = False
     on_backend_error: str = "retry"
     max_hold: float | None = None
     url: str | None = None
@@ -136,7 +135,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "skip_result": _any,
     "busy": _any,
     "on_lost": _one_of("abort", "fail", "warn"),
-    "hold_on_retry": CHECKS["renew"],
     "on_backend_error": _one_of("retry", "raise", "run"),
     "max_hold": CHECKS["max_hold"],
     "url": _url,
@@ -144,7 +142,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "enabled": CHECKS["renew"],
 }
 
-SETTABLE = frozenset(_CHECKS) - {"skip_result", "busy", "then", "max_hold", "hold_on_retry"}
+SETTABLE = frozenset(_CHECKS) - {"skip_result", "busy", "then", "max_hold"}
 """Rules that are also settings of Celery."""
 OVERRIDABLE = frozenset(_CHECKS) - {"url", "namespace", "busy"}
 """Rules that one call may change."""

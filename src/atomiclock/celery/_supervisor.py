@@ -70,6 +70,15 @@ class Supervisor:
         for pid in list(self._children):
             self._forget(pid)
 
+    def held(self) -> list[dict[str, Any]]:
+        """What the children hold, as far as they have said."""
+        found = []
+        for told in list(self.leases.values()):
+            seat = self.board.seat(told.seat)
+            if told.freeing_until is None and (seat is None or (seat.own(told.token) or 0.0) > clock()):
+                found.append({"name": told.name, "task": told.task, "id": told.id, "pid": told.pid})
+        return found
+
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
@@ -157,7 +166,7 @@ class Supervisor:
 
     def _hold(self, told: Told) -> Any:
         if told.hold is None:
-            given = {"ttl": told.ttl, "on_lost": None}
+            given: dict[str, Any] = {"ttl": told.ttl, "on_lost": None}
             if told.namespace is not None:
                 given["namespace"] = told.namespace
             told.hold = manager_for(told.url)._adopt(told.name, told.token, given)

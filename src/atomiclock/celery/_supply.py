@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -51,6 +52,8 @@ class Line:
         """Say that `hold` will be asked for, before it is; and that it is not held, if the block raises."""
         if self._board is None:
             yield
+            self._token = hold.token
+            reporter.held[hold.token] = {**self._facts, "pid": os.getpid()}
             return
         until = None if self._max_hold is None else clock() + self._max_hold
         seat = None if self._seat is None else self._seat.number
@@ -71,7 +74,10 @@ class Line:
     def done(self, released: bool) -> None:
         """Say that the lease is over. Unless it was `released`, the main process makes sure of it."""
         token, self._token = self._token, None
-        if token is None or self._board is None:
+        if token is None:
+            return
+        if self._board is None:
+            reporter.held.pop(token, None)
             return
         if token in _seated:
             _seated.remove(token)

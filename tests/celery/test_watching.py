@@ -1,0 +1,137 @@
+"""Signals, worker events, and the command line: what one can see of locks from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from conftest import HERE, SOURCES, Shop, on_redis
+from servers import RedisServer, wait_until
+
+from atomiclock import LockManager
+from atomiclock.celery import LockBusy, exclusive, signals
+
+WITHIN = 30
+PROJECT = HERE.parents[1] / "pyproject.toml"
+
+
+@pytest.fixture(scope="module")
+def watched(celery_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A worker that sends events."""
+    shop = Shop(tmp_path_factory.mktemp("watched"), on_redis(celery_redis))
+    shop.worker("-E", children=2)
+    yield shop
+    shop.close()
+
+
+def celery_locks(shop: Shop, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`celery -A lockproj locks ...`, with the entry point as it would be installed."""
+    info = folder / "atomiclock_commands-1.0.dist-info"
+    if not info.exists():
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: atomiclock-commands\nVersion: 1.0\n")
+        point = re.search(r'^\[project.entry-points."celery.commands"\]\n(.*)\n', PROJECT.read_text(), re.M)
+        assert point is not None
+        (info / "entry_points.txt").write_text(f"[celery.commands]\n{point[1].replace(chr(34), '')}\n")
+    path = os.pathsep.join([str(folder), str(SOURCES), str(HERE), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "celery", "-A", "lockproj", "locks", *words],
+        env={**os.environ, **shop.env, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_watchers_get_an_event_for_each_thing_that_happens(watched: Shop, key: str) -> None:
+    seen: list[dict[str, Any]] = []
+    connection = watched.app.connection()
+    receiver = watched.app.events.Receiver(connection, handlers={"*": seen.append})
+    watcher = threading.Thread(target=receiver.capture, kwargs={"limit": None, "timeout": None, "wakeup": False})
+    watcher.start()
+    try:
+        wait_until(lambda: any(event["type"] == "worker-heartbeat" for event in seen) or _ping(watched, seen), 20)
+        first = watched.tasks.skip.delay(key, 1)
+        watched.started[0].await_event(key, "begin")
+        watched.tasks.skip.delay(key).get(timeout=WITHIN)
+        first.get(timeout=WITHIN)
+        kinds = ("task-lock-acquired", "task-lock-busy", "task-lock-released")
+        wait_until(lambda: {*kinds} <= {event["type"] for event in _of(seen, key)}, 10, "the events")
+    finally:
+        receiver.should_stop = True
+        watcher.join(10)
+        connection.release()
+    by_kind = {event["type"]: event for event in _of(seen, key)}
+    assert by_kind["task-lock-busy"]["outcome"] == "skipped"
+    assert by_kind["task-lock-released"]["held_for"] >= 1
+    assert by_kind["task-lock-acquired"]["uuid"] == first.id
+    assert by_kind["task-lock-acquired"]["fence"]
+
+
+def _of(seen: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [event for event in seen if key in str(event.get("lock"))]
+
+
+def _ping(shop: Shop, seen: list[dict[str, Any]]) -> bool:
+    shop.tasks.total.delay([]).get(timeout=WITHIN)
+    time.sleep(0.2)
+    return bool(seen)
+
+
+def test_the_command_line_lists_shows_and_breaks_only_with_the_token(watched: Shop, tmp_path: Path, key: str) -> None:
+    result = watched.tasks.patient.delay(key, 8)
+    watched.started[0].await_event(key, "begin")
+    listed = celery_locks(watched, tmp_path, "ls", "--json")
+    rows = [row for row in json.loads(listed.stdout) if row["name"] == f"patient:{key}"]
+    assert [row["id"] for row in rows] == [result.id], listed.stderr
+    shown = json.loads(celery_locks(watched, tmp_path, "show", f"patient:{key}", "--json").stdout)
+    assert shown["owner"].startswith(f"celery:{result.id}:")
+    wrong = celery_locks(watched, tmp_path, "break", f"patient:{key}", "--token", "f" * 32)
+    assert wrong.returncode == 1
+    assert "was left alone" in wrong.stderr
+    right = celery_locks(watched, tmp_path, "break", f"patient:{key}", "--token", shown["token"])
+    assert right.returncode == 0, right.stderr
+    with LockManager(watched.env["LOCKS"]) as locks:
+        assert locks.holder(f"patient:{key}") is None
+    assert celery_locks(watched, tmp_path, "show", f"patient:{key}").returncode == 1
+    result.revoke(terminate=True, signal="SIGKILL")
+
+
+def test_signals_tell_receivers_in_the_process_where_it_happens(tmp_path: Path) -> None:
+    app = Celery("signals", set_as_current=True)
+    app.conf.update(atomiclock_url=f"sqlite:///{tmp_path}/locks.db", task_always_eager=True, task_eager_propagates=True)
+    told: list[tuple[str, Any]] = []
+
+    def hear(kind: str) -> Any:
+        def receive(sender: str, **facts: Any) -> None:
+            told.append((kind, facts.get("outcome")))
+            assert sender == "heard"
+            assert facts["name"] == "heard:1"
+
+        return receive
+
+    receivers = {kind: hear(kind) for kind in ("lock_acquired", "lock_busy", "lock_released")}
+    for kind, receive in receivers.items():
+        getattr(signals, kind).connect(receive)
+
+    @app.task(name="heard")
+    @exclusive("{x}", on_conflict="raise")
+    def heard(x: int, deep: bool) -> None:
+        if deep:
+            with pytest.raises(LockBusy):
+                heard(x, False)
+
+    heard.delay(1, True)
+    app.close()
+    assert told == [("lock_acquired", None), ("lock_busy", "raised"), ("lock_released", None)]
