@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import select
 import socket
 import sqlite3
 import threading
@@ -19,6 +18,7 @@ from .. import _process
 from ..errors import BackendUnavailable
 from . import Unknown
 from ._identity import Identity, identity, is_dead
+from ._poll import POLLIN, new_poll
 from ._sqlite_file import connect, default_path, explain, prepare, sweep
 
 GLANCE = 0.1
@@ -192,8 +192,8 @@ class FileChannel:
             time.sleep(max(0.0, min(ask.until - _process.clock(), GLANCE)))
             return
         with mailbox:
-            poll = select.poll()
-            poll.register(mailbox.sock, select.POLLIN)
+            poll = new_poll()
+            poll.register(mailbox.sock, POLLIN)
             watched = self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
             while watched is not None and (left := ask.until - _process.clock()) > 0:
                 poll.poll(1000 * min(left, GLANCE))

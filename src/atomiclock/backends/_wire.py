@@ -6,14 +6,12 @@ An adapter gives a dial, which opens a connection and makes the reader of its re
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from typing_extensions import Self
-
 from .. import _process
+from ._poll import POLLIN, new_poll
 
 
 class Nap(NamedTuple):
@@ -38,7 +36,7 @@ class Several(bytes):
     number: int
 
     @classmethod
-    def of(cls, requests: list[bytes]) -> Self:
+    def of(cls: type[S], requests: list[bytes]) -> S:  # noqa: PYI019  # Self is not in Python 3.10
         made = cls(b"".join(requests))
         made.number = len(requests)
         return made
@@ -129,22 +127,10 @@ class DeadlineSocket:
         return getattr(self._sock, name)
 
 
-class _Select:
-    """As `select.poll`, where there is none: on Windows, and under eventlet."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def poll(self, milliseconds: float) -> list[Any]:
-        return select.select([self._sock], [], [], milliseconds / 1000)[0]
-
-
 def poll_of(sock: socket.socket) -> Any:
     """What waits for something to read from `sock`, or for its end."""
-    if not hasattr(select, "poll"):
-        return _Select(sock)
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    poll = new_poll()
+    poll.register(sock, POLLIN)
     return poll
 
 
