@@ -258,3 +258,61 @@ class MemcachedServer(Server):
     def wait_until_old_enough(self) -> None:
         """Until locks on it do not have to wait for that; see `SURE_AGE` in the adapter."""
         wait_until(lambda: int(self.stats()["uptime"]) >= 4, 10, "it is two seconds old")
+
+
+class RabbitServer(Server):
+    """A RabbitMQ of one node, with its own epmd, cookie and directories, all on the loopback interface."""
+
+    name = "rabbitmq"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.epmd_port = free_port()
+        self.epmd: subprocess.Popen[bytes] | None = None
+
+    def command_line(self) -> list[str]:
+        # Not the one on the PATH, which becomes the user rabbitmq and then may not write here.
+        return [program("rabbitmq-server", "rabbitmq-server").replace("/sbin/", "/lib/rabbitmq/bin/")]
+
+    def start(self) -> Self:
+        here, epmd = str(self.folder), {"ERL_EPMD_PORT": str(self.epmd_port), "ERL_EPMD_ADDRESS": "127.0.0.1"}
+        (self.folder / "plugins").write_text("[].\n")
+        (self.folder / "env.conf").touch()
+        environment = {
+            **os.environ, **epmd, "HOME": here, "HOSTNAME": "localhost", "RABBITMQ_NODENAME": f"t{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1", "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(free_port()), "RABBITMQ_MNESIA_BASE": here, "RABBITMQ_LOG_BASE": here,
+            "RABBITMQ_CONF_ENV_FILE": f"{here}/env.conf", "RABBITMQ_CONFIG_FILE": f"{here}/none",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{here}/plugins", "RABBITMQ_PID_FILE": f"{here}/pid",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none",
+        }  # fmt: skip
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            self.epmd = subprocess.Popen([program("epmd", "erlang-base")], env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.command_line(), env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        wait_until(self.answers, 60, what=f"{self.name} answers")
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as sock:
+            sock.settimeout(2)
+            sock.sendall(b"AMQP\x00\x00\x09\x01")
+            return bool(sock.recv(8))
+        return False
+
+    def kill(self) -> None:
+        if self.process is not None:  # a shell with Erlang in it, in a session of their own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        super().kill()
+        if self.epmd is not None:
+            self.epmd.kill()
+            self.epmd.wait()
+            self.epmd = None
+
+    stop = kill

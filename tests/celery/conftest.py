@@ -9,9 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +172,3 @@ def worker(shop: Shop) -> Worker:
 def key(request: pytest.FixtureRequest) -> str:
     """A key of this test alone, so that workers and servers can be shared."""
     return re.sub(r"\W", "_", request.node.name)[:40] + uuid.uuid4().hex[:6]
-
-
-@pytest.fixture
-def until() -> Callable[..., None]:
-    return wait_until
-
-
-__all__ = ["Shop", "Worker", "most_at_once", "on_redis", "time"]

@@ -127,7 +127,7 @@ def test_a_store_that_is_down_is_never_busy_and_the_task_waits_for_it(
         worker = other.worker("-Q", "down", children=2)
         locks.kill()
         result = other.tasks.skip.delay(key)
-        wait_until(lambda: worker.said("Ignored") or worker.said("put back"), 20, "it was put back")
+        wait_until(lambda: worker.said(" ignored"), 20, "it was put back")
         assert not worker.events(key)
         locks.start()
         assert result.get(timeout=WITHIN) == key

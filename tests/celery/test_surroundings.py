@@ -1,0 +1,113 @@
+"""The same short story on every pool, broker and store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Shop, Worker, most_at_once, on_redis
+from servers import EtcdServer, MemcachedServer, RabbitServer, RedisServer, wait_until
+
+from atomiclock import LockManager
+
+WITHIN = 30
+
+
+@contextmanager
+def opened(folder: Path, env: dict[str, str], *options: str, **more: object) -> Iterator[tuple[Shop, Worker]]:
+    shop = Shop(folder, env)
+    try:
+        yield shop, shop.worker(*options, **more)
+    finally:
+        shop.close()
+
+
+def story(shop: Shop, worker: Worker, key: str) -> None:
+    """Held by somebody else: one skips, one comes again; then free, and one at a time."""
+    with LockManager(shop.env["LOCKS"]) as locks:
+        with locks.acquire(f"skip:{key}", timeout=0):
+            assert shop.tasks.skip.delay(key).get(timeout=WITHIN) is None
+        with locks.acquire(f"retry:{key}", timeout=0):
+            waiting = shop.tasks.retry.delay(key)
+            wait_until(lambda: worker.said(" ignored"), WITHIN, "it was put back")
+        assert waiting.get(timeout=WITHIN) == key
+        results = [shop.tasks.retry.delay(key, 0.3) for _ in range(3)]
+        assert [result.get(timeout=WITHIN) for result in results] == [key] * 3
+        assert most_at_once(worker.events(key)) == 1
+        assert len(worker.events(key, "begin")) == 4
+        assert locks.holder(f"retry:{key}") is None
+
+
+def a_killed_child(shop: Shop, worker: Worker, key: str) -> None:
+    """The ttl is 30 s: it is the main process that frees it."""
+    shop.tasks.patient.delay(key, 60)
+    os.kill(worker.await_event(key, "begin")["pid"], signal.SIGKILL)
+    killed = time.monotonic()
+    with LockManager(shop.env["LOCKS"]) as locks:
+        wait_until(lambda: locks.holder(f"patient:{key}") is None, 15, "the lock is free")
+    assert time.monotonic() - killed < 15
+
+
+@pytest.mark.parametrize("pool", ["threads", "gevent", "eventlet", "solo"])
+def test_each_pool(celery_redis: RedisServer, tmp_path: Path, key: str, pool: str) -> None:
+    celery_redis.command("FLUSHALL")
+    with opened(tmp_path, on_redis(celery_redis), pool=pool) as (shop, worker):
+        story(shop, worker, key)
+
+
+def test_prefork_on_memcached(
+    celery_redis: RedisServer, memcached_server: MemcachedServer, tmp_path: Path, key: str
+) -> None:
+    celery_redis.command("FLUSHALL")
+    with opened(tmp_path, on_redis(celery_redis, LOCKS=memcached_server.url)) as (shop, worker):
+        story(shop, worker, key)
+        a_killed_child(shop, worker, f"{key}k")
+
+
+def test_prefork_on_etcd_with_children_of_one_task_each(
+    celery_redis: RedisServer, etcd_server: EtcdServer, tmp_path: Path, key: str
+) -> None:
+    celery_redis.command("FLUSHALL")
+    locks = {"LOCKS": f"etcd://127.0.0.1:{etcd_server.port}", "SETTINGS": '{"worker_max_tasks_per_child": 1}'}
+    with opened(tmp_path, on_redis(celery_redis, **locks), children=2) as (shop, worker):
+        story(shop, worker, key)
+        a_killed_child(shop, worker, f"{key}k")
+
+
+def test_prefork_on_sqlite_with_the_filesystem_broker_and_children_of_one_task_each(tmp_path: Path, key: str) -> None:
+    for folder in ("queue", "control", "processed", "results"):
+        (tmp_path / folder).mkdir()
+    transport = {"data_folder_in": f"{tmp_path}/queue", "data_folder_out": f"{tmp_path}/queue",
+                 "control_folder": f"{tmp_path}/control", "processed_folder": f"{tmp_path}/processed",
+                 "store_processed": True, "polling_interval": 0.05}  # fmt: skip
+    env = {
+        "BROKER": "filesystem://",
+        "RESULTS": f"file://{tmp_path}/results",
+        "LOCKS": f"sqlite:///{tmp_path}/locks.db",
+        "TRANSPORT": json.dumps(transport),
+        "SETTINGS": '{"worker_max_tasks_per_child": 1}',
+    }
+    with opened(tmp_path, env) as (shop, worker):
+        story(shop, worker, key)
+        a_killed_child(shop, worker, f"{key}k")
+
+
+def test_prefork_on_rabbitmq_also_with_a_second_delivery(celery_redis: RedisServer, tmp_path: Path, key: str) -> None:
+    celery_redis.command("FLUSHALL")
+    (tmp_path / "rabbit").mkdir()
+    rabbit = RabbitServer(tmp_path / "rabbit")
+    try:
+        rabbit.start()
+        with opened(tmp_path, on_redis(celery_redis, BROKER=rabbit.url, TRANSPORT="{}")) as (shop, worker):
+            story(shop, worker, key)
+            result = shop.tasks.stubborn.delay(key, 1)
+            os.kill(worker.await_event(key, "begin", 5)["pid"], signal.SIGKILL)
+            assert result.get(timeout=WITHIN) == key
+    finally:
+        rabbit.stop()
