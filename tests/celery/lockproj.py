@@ -159,6 +159,13 @@ def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, no
     def one(key: str, seconds: float = 0.0) -> str:
         return work(key, seconds)
 
+    @task("one_again", base=LockedTask, unique=unique("{key}", ttl=30), bind=True, max_retries=1)
+    def one_again(self: Any, key: str, again: bool = True) -> str:
+        work(key, 0.5)
+        if again and not self.request.retries:
+            raise self.retry(countdown=0)
+        return key
+
     @task("one_done", base=LockedTask, unique=unique("{key}", ttl=30, until="done"), bind=True, max_retries=1)
     def one_done(self: Any, key: str, seconds: float = 0.0, again: bool = False) -> str:
         work(key, seconds)

@@ -70,6 +70,14 @@ def test_until_done_the_place_is_kept_through_a_retry(shop: Shop, worker: Worker
     wait_until(lambda: place(shop, f"one_done:{key}") is None, 5, "the place is free")
 
 
+def test_a_retry_is_sent_although_another_call_has_the_place_by_now(shop: Shop, worker: Worker, key: str) -> None:
+    first = shop.tasks.one_again.delay(key)
+    worker.await_event(key, "begin")
+    wait_until(lambda: place(shop, f"one_again:{key}") is None, 5, "the place is free")
+    shop.tasks.one_again.apply_async((key, False), countdown=3)
+    assert first.get(timeout=WITHIN) == key
+
+
 def test_with_a_lock_too_the_place_is_given_back_when_the_work_begins(shop: Shop, worker: Worker, key: str) -> None:
     first = shop.tasks.both.delay(key, 1)
     worker.await_event(key, "begin")

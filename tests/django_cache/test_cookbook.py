@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from atomiclock import LockManager
+from atomiclock.celery import cookbook_lock
 from atomiclock.errors import LockLost
 
 LOCK_EXPIRE = 60 * 10
@@ -133,3 +134,28 @@ def test_a_cleared_cache_is_a_lost_lock(cache: Any, locks: LockManager) -> None:
     cache.clear()
     with pytest.raises(LockLost):
         lease.release()
+
+
+def test_cookbook_lock_and_the_recipe_exclude_each_other_on_one_key(cache: Any, alias: str) -> None:
+    url = f"django://{alias}"
+    with memcache_lock(cache, "import-feed-lock-2", "celery@old") as acquired:
+        assert acquired
+        with cookbook_lock("import-feed-lock-2", "celery@new", url=url) as mine:
+            assert mine is False
+    with cookbook_lock("import-feed-lock-2", "celery@new", url=url) as mine:
+        assert mine is True
+        with memcache_lock(cache, "import-feed-lock-2", "celery@old") as acquired:
+            assert not acquired
+    with memcache_lock(cache, "import-feed-lock-2", "celery@old") as acquired:
+        assert acquired
+
+
+def test_cookbook_lock_outlives_its_ttl_and_tells_of_a_delete_by_others(cache: Any, alias: str) -> None:
+    url = f"django://{alias}"
+    with pytest.raises(LockLost), cookbook_lock("import-feed-lock-3", "celery@new", url=url, ttl=1) as mine:
+        assert mine
+        time.sleep(2.5)
+        with memcache_lock(cache, "import-feed-lock-3", "celery@old") as acquired:
+            assert not acquired
+        cache.delete("import-feed-lock-3")  # as the recipe does whose own lock has long expired
+        time.sleep(0.6)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from . import signals
 from ._conflicts import Conflict
+from ._cookbook import cookbook_lock
 from ._exclusive import Exclusive, exclusive
 from ._install import install
 from ._names import canonical_url
@@ -29,6 +30,7 @@ __all__ = [
     "LockedTask",
     "Unique",
     "canonical_url",
+    "cookbook_lock",
     "current_lease",
     "exclusive",
     "install",
