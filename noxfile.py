@@ -27,9 +27,12 @@ SERVERS = {
     "etcd": "etcd-server",
     "etcdctl": "etcd-client",
     "openssl": "openssl",
+    "rabbitmq-server": "rabbitmq-server",
 }
 """Programs that the tests start, and Debian's packages with them."""
-SERVICES = {"redis-server": "redis-server", "memcached": "memcached", "etcd-server": "etcd"}
+SERVICES = {
+    "redis-server": "redis-server", "memcached": "memcached", "etcd-server": "etcd", "rabbitmq-server": "rabbitmq-server",
+}  # fmt: skip
 """What systemd starts when those packages are installed."""
 
 FAULTS = [
@@ -112,6 +115,17 @@ def _let_pytest_have_the_last_word(session: nox.Session) -> None:
     """Drop nox's own line that follows pytest's summary when all went well. A failure is still reported."""
     praise = f"Session {session.name} was successful"
     logging.getLogger("nox").addFilter(lambda record: not record.getMessage().startswith(praise))
+
+
+@nox.session
+@nox.parametrize("celery", ["5.4.0", "5.5.3", "5.6.2", "newest"])
+def celery(session: nox.Session, celery: str) -> None:
+    """The tests of tasks under a release of Celery, from the oldest that is supported."""
+    ensure_servers(session)
+    pinned = "celery" if celery == "newest" else f"celery=={celery}"
+    session.install("-e", ".[redis,memcached,etcd,celery,django]", pinned, *_group("tests"))
+    _no_surprises(session)
+    session.run("python", "-m", "pytest", "tests/celery", *session.posargs)
 
 
 @nox.session

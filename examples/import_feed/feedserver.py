@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The feed, as its Manners say."""
-        name = self.path.lstrip("/")
+        name = self.path.lstrip("/").partition("?")[0]  # one feed may be known under several addresses
         manners = SERVED.get(name)
         if manners is None:
             self.send_error(404)
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.count(name) <= manners.failures:
             self.send_error(500)
             return
-        body = (FEEDS / name).read_bytes()
+        body = self.server.bodies.get(name) or (FEEDS / name).read_bytes()
         etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
         known = manners.validators and self.headers.get("If-None-Match") == etag
         self.send_response(304 if known else 200)
@@ -98,6 +98,8 @@ class FeedServer(ThreadingHTTPServer):
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self.statuses: list[tuple[str, int]] = []
+        self.bodies: dict[str, bytes] = {}
+        """Feeds that have changed since they were read from their files."""
 
     def server_bind(self) -> None:
         """Bind without the reverse lookup of HTTPServer, which may ask a name server far away."""

@@ -370,11 +370,11 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.terminate()
 
 
-def test_on_redis_the_killed_import_is_taken_over_once_its_ttl_has_passed(tmp_path: Path, redis_url: str) -> None:
+def test_on_redis_the_killed_import_is_taken_over_long_before_its_ttl_has_passed(tmp_path: Path, redis_url: str) -> None:
     code, output, numbers = run(tmp_path, "--rounds", "3", "--url", redis_url)
     assert code == 0, output
     assert numbers["overlaps"] == 0
-    assert 2 < numbers["takeover_seconds"] < 8, "the ttl is 5 s, counted from the last renewal"
+    assert numbers["takeover_seconds"] < 3, "the ttl is 5 s, but the worker's main process frees it"
     assert left_running(tmp_path) == []
 
 

@@ -63,6 +63,11 @@ DATABASES = {
     }
 }
 
+# Only the cookbook's recipe has its locks here, see compare.py.
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"}}
+if address := os.environ.get("IMPORT_FEED_MEMCACHED"):
+    CACHES = {"default": {"BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache", "LOCATION": address}}
+
 # Where the imports leave their begin and end marks; unset, nothing is recorded.
 IMPORT_FEED_JOURNAL = os.environ.get("IMPORT_FEED_JOURNAL") or None
 
@@ -78,7 +83,11 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "polling_interval": 0.05,
 }
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_IGNORE_RESULT = True  # but for the members and the summary of a chord
+CELERY_RESULT_BACKEND = f"file://{STATE / 'results'}"
+(STATE / "results").mkdir(parents=True, exist_ok=True)
+CELERY_BEAT_SCHEDULE = {"all feeds": {"task": "djangofeeds.tasks.import_all", "schedule": 15 * 60.0}}
+CELERY_BEAT_SCHEDULE_FILENAME = str(STATE / "beat")
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # Nothing but the demo publishes, see runner/queue.py.
 CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
