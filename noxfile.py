@@ -31,8 +31,11 @@ SERVERS = {
 }
 """Programs that the tests start, and Debian's packages with them."""
 SERVICES = {
-    "redis-server": "redis-server", "memcached": "memcached", "etcd-server": "etcd", "rabbitmq-server": "rabbitmq-server",
-}  # fmt: skip
+    "redis-server": "redis-server",
+    "memcached": "memcached",
+    "etcd-server": "etcd",
+    "rabbitmq-server": "rabbitmq-server",
+}
 """What systemd starts when those packages are installed."""
 
 FAULTS = [
@@ -118,11 +121,11 @@ def _let_pytest_have_the_last_word(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("celery", ["5.4.0", "5.5.3", "5.6.2", "newest"])
-def celery(session: nox.Session, celery: str) -> None:
+@nox.parametrize("release", ["5.4.0", "5.5.3", "5.6.2", "newest"])
+def celery(session: nox.Session, release: str) -> None:
     """The tests of tasks under a release of Celery, from the oldest that is supported."""
     ensure_servers(session)
-    pinned = "celery" if celery == "newest" else f"celery=={celery}"
+    pinned = "celery" if release == "newest" else f"celery=={release}"
     session.install("-e", ".[redis,memcached,etcd,celery,django]", pinned, *_group("tests"))
     _no_surprises(session)
     session.run("python", "-m", "pytest", "tests/celery", *session.posargs)

@@ -148,3 +148,20 @@ def test_memory_with_prefork_ends_the_worker_at_its_start(shop: Shop, tmp_path_f
     with pytest.raises(AssertionError, match="excludes only threads of one process"):
         refused.worker("-Q", "none")
     refused.close()
+
+
+def test_the_task_of_a_killed_machine_is_done_by_another_after_the_ttl(
+    celery_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory, key: str
+) -> None:
+    shop = Shop(tmp_path_factory.mktemp("machines"), on_redis(celery_redis))
+    try:
+        doomed = shop.worker("-Q", "machines", children=1)
+        result = shop.tasks.late.apply_async((key, 0.5), queue="machines")  # ttl 2
+        doomed.await_event(key, "begin")
+        doomed.kill()
+        heir = shop.worker("-Q", "machines", children=1)
+        assert result.get(timeout=WITHIN) == key
+        heir.await_event(key, "end")
+        assert len(heir.events(key, "begin")) == 2
+    finally:
+        shop.close()

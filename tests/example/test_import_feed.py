@@ -370,7 +370,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.terminate()
 
 
-def test_on_redis_the_killed_import_is_taken_over_long_before_its_ttl_has_passed(tmp_path: Path, redis_url: str) -> None:
+def test_on_redis_the_killed_import_is_taken_over_long_before_its_ttl_is_over(tmp_path: Path, redis_url: str) -> None:
     code, output, numbers = run(tmp_path, "--rounds", "3", "--url", redis_url)
     assert code == 0, output
     assert numbers["overlaps"] == 0

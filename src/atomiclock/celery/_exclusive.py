@@ -48,9 +48,8 @@ class Exclusive:
         @wraps(function)
         def protected(*args: Any, **kwargs: Any) -> Any:
             task = task_of(protected)
-            task_name = (
-                task.name if task is not None else current_app.gen_task_name(protected.__name__, protected.__module__)
-            )
+            app: Any = current_app
+            task_name = task.name if task is not None else app.gen_task_name(protected.__name__, protected.__module__)
             name = name_of(names, task_name, self.shared, args, kwargs, _self_in(names, args))
             return self.run(task, task_name, name, lambda: function(*args, **kwargs))
 

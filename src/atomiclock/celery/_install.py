@@ -32,15 +32,15 @@ class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has 
         if self._prefork and conf.get("atomiclock_supervise", True):
             self.board = reporter.board = Board()
 
-    def start(self, worker: Any) -> None:
-        for doubt in doubts(worker.app):
+    def start(self, parent: Any) -> None:
+        for doubt in doubts(parent.app):
             log.warning("%s", doubt)
         if self.board is not None and self.supervisor is None:
-            worker.atomiclock_supervisor = self.supervisor = Supervisor(self.board)
+            parent.atomiclock_supervisor = self.supervisor = Supervisor(self.board)
             self.supervisor.start()
-            signals.worker_shutdown.connect(self._end, sender=worker, weak=False)
+            signals.worker_shutdown.connect(self._end, sender=parent, weak=False)
 
-    def stop(self, worker: Any) -> None:
+    def stop(self, parent: Any) -> None:
         """Nothing yet: the children still end their tasks. It ends with the worker."""
 
     def _end(self, **_: Any) -> None:
@@ -58,7 +58,8 @@ def install(app: Celery) -> None:
     answers `celery locks ls`, and checks at its start what it can of the configuration: `memory://` with prefork,
     which would exclude nobody, ends it with a `ConfigurationError`; what is only doubtful is a warning in its log.
     """
-    app.steps["worker"].add(Supervision)
+    steps: Any = app.steps
+    steps["worker"].add(Supervision)
 
 
 def held(worker: Any) -> list[dict[str, Any]]:
