@@ -24,7 +24,8 @@ import lockproj
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "src"
-REDIS_TRANSPORT = {"visibility_timeout": 4, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+SOON_AGAIN = {"visibility_timeout": 4, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+"""Redis delivers again after 4 s. Also what only stands in a busy worker's memory: for tests that want just that."""
 FIRST_WORDS = 40.0
 
 
@@ -152,19 +153,17 @@ def celery_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 def on_redis(server: RedisServer, **more: str) -> dict[str, str]:
     base = f"redis://127.0.0.1:{server.port}"
-    given = {
-        "BROKER": f"{base}/0",
-        "RESULTS": f"{base}/1",
-        "LOCKS": f"{base}/2",
-        "TRANSPORT": json.dumps(REDIS_TRANSPORT),
-    }
+    given = {"BROKER": f"{base}/0", "RESULTS": f"{base}/1", "LOCKS": f"{base}/2", "TRANSPORT": "{}"}
     return {**given, **more}
 
 
 @pytest.fixture(scope="module")
-def shop(celery_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(
+    request: pytest.FixtureRequest, celery_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
     """An application on a Redis of the module's own."""
-    shop = Shop(tmp_path_factory.mktemp("shop"), on_redis(celery_redis))
+    more = {"TRANSPORT": json.dumps(getattr(request.module, "TRANSPORT", {}))}
+    shop = Shop(tmp_path_factory.mktemp("shop"), on_redis(celery_redis, **more))
     yield shop
     shop.close()
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
 
 import pytest
-from conftest import Shop, Worker, most_at_once, on_redis
+from conftest import SOON_AGAIN, Shop, Worker, most_at_once, on_redis
 from servers import RedisServer, wait_until
 
 from atomiclock import BackendUnavailable, LockLost, LockManager
 
 WITHIN = 40
+TRANSPORT = SOON_AGAIN
 
 
 def holder(shop: Shop, name: str) -> object:
@@ -153,7 +155,7 @@ def test_memory_with_prefork_ends_the_worker_at_its_start(shop: Shop, tmp_path_f
 def test_the_task_of_a_killed_machine_is_done_by_another_after_the_ttl(
     celery_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory, key: str
 ) -> None:
-    shop = Shop(tmp_path_factory.mktemp("machines"), on_redis(celery_redis))
+    shop = Shop(tmp_path_factory.mktemp("machines"), on_redis(celery_redis, TRANSPORT=json.dumps(SOON_AGAIN)))
     try:
         doomed = shop.worker("-Q", "machines", children=1)
         result = shop.tasks.late.apply_async((key, 0.5), queue="machines")  # ttl 2
