@@ -121,7 +121,7 @@ def test_mistakes_are_refused_when_the_task_is_made() -> None:
     def work(x: int) -> None: ...
 
     with pytest.raises(ConfigurationError, match="names 'y', which is no parameter"):
-        app.task(base=LockedTask, lock=exclusive("{y}"), name="m1", lazy=False)(work)
+        app.task(base=LockedTask, lock=exclusive("{y}"), name="m1", lazy=False, shared=False)(work)
     with pytest.raises(ConfigurationError, match="unique needs ttl"):
         unique("{x}")
     with pytest.raises(ConfigurationError, match="until is"):
