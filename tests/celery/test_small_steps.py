@@ -1,0 +1,53 @@
+"""Steps between which a process may die: what a mark says meanwhile, and what the main process remembers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from celery import Celery
+from celery.signals import task_postrun
+
+from atomiclock import LockManager
+from atomiclock.celery._board import Board
+from atomiclock.celery._done import Done
+from atomiclock.celery._marks import Mark
+from atomiclock.celery._supervisor import Supervisor
+
+
+def test_a_message_is_done_only_when_its_result_is_stored(tmp_path: Path) -> None:
+    locks = LockManager(f"sqlite:///{tmp_path}/locks.db")
+    app = Celery("done", set_as_current=False)
+    done = Done(Mark(locks, "done", "task:1:0", None, "1", "host"), 5.0, app.conf)
+    other = Done(Mark(locks, "done", "task:1:1", None, "1", "host"), 5.0, app.conf)
+    assert done.state() == "none"
+    done.put("1")
+    assert done.state() == "ending", "whoever comes now waits, and runs it again if no result follows"
+    task_postrun.send(sender=None, task_id="1", task=None, args=(), kwargs={}, retval=None, state="SUCCESS")
+    assert done.state() == "done"
+    assert other.state() == "none", "the next attempt of the same task is another matter"
+    app.close()
+    locks.close()
+
+
+def test_the_main_process_forgets_what_is_released_and_frees_what_is_left(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/locks.db"
+    locks, board = LockManager(url), Board()
+    supervisor = Supervisor(board)
+    kept, left = locks.acquire("kept", timeout=0), locks.acquire("left", timeout=0)
+    facts = {"url": url, "namespace": None, "task": "t", "id": "1", "ttl": 30.0, "until": None, "seat": None}
+    for lease in (kept, left):
+        board.tell(say="try", token=lease.token, name=lease.name, **facts)
+    supervisor._step(0)
+    assert {row["name"] for row in supervisor.held()} == {"kept", "left"}
+    assert list(supervisor._children) == [os.getpid()]
+    board.tell(say="gone", token=kept.token)
+    board.tell(say="left", token=left.token)
+    supervisor._step(0)
+    assert not supervisor.leases
+    assert locks.holder("kept") is not None, "it was told that this one is seen to"
+    assert locks.holder("left") is None
+    supervisor._forget(os.getpid())
+    kept.release()
+    locks.close()
+    board.close()
