@@ -147,9 +147,11 @@ def test_a_store_that_is_down_is_never_busy_and_the_task_waits_for_it(
 
 def test_memory_with_prefork_ends_the_worker_at_its_start(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> None:
     refused = Shop(tmp_path_factory.mktemp("memory"), {**shop.env, "LOCKS": "memory://"})
-    with pytest.raises(AssertionError, match="excludes only threads of one process"):
-        refused.worker("-Q", "none")
-    refused.close()
+    try:
+        with pytest.raises(AssertionError, match="excludes only threads of one process"):
+            refused.worker("-Q", "none")
+    finally:
+        refused.close()
 
 
 def test_the_task_of_a_killed_machine_is_done_by_another_after_the_ttl(
