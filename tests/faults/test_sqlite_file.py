@@ -187,7 +187,7 @@ def test_two_processes_that_make_the_file_at_once_both_lock(tmp_path: Path) -> N
                 assert process.stdin is not None
                 process.stdin.write(f"sqlite:///{path} {time.time() + 0.02}\n")
                 process.stdin.flush()
-            assert sorted([line_of(one), line_of(two)]) == ["done 1", "done 2"]
+            assert line_of(one) != line_of(two), "each has a fence of its own"
 
 
 CHURN = """

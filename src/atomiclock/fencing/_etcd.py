@@ -18,7 +18,7 @@ def etcd_key(lease: Any) -> bytes:
         raise ConfigurationError(f"etcd_guard takes a lease of etcd:// or etcds://, not {lease!r}"[:200])
     from ..backends._etcd_recipe import Place
 
-    return Place(hold.key, hold.token).own
+    return Place(hold.key, hold.token, hold.notes.get("own")).own
 
 
 def etcd_guard(client: Any, lease: Any) -> Any:

@@ -31,7 +31,7 @@ class DelayLaws(ProcessFixtures, Laws):
         with pytest.raises(LockTimeout):
             locks.acquire(name, timeout=0)
         another.acquire(name, timeout=brief + delay + 3 * traits.ttl_step + SLACK).release()
-        assert time.monotonic() - begun >= brief + delay
+        assert time.monotonic() - begun >= 0.95 * (brief + delay)
 
     def test_a_release_frees_it_at_once(self, locks: Locks, another: Locks, name: str) -> None:
         for again in (another, locks):
