@@ -39,7 +39,7 @@ SERVICES = {
 """What systemd starts when those packages are installed."""
 
 FAULTS = [
-    "tests/faults", "tests/policy", "tests/mutants",
+    "tests/faults", "tests/policy", "tests/mutants", "tests/security", "tests/fencing", "tests/redis/test_pool.py",
     "tests/memcached/test_faults.py", "tests/etcd/test_outages.py", "tests/etcd/test_processes.py",
 ]  # fmt: skip
 """Where it is tried what goes wrong."""
