@@ -14,7 +14,7 @@ from atomiclock._process import clock
 from atomiclock._url import parse
 from atomiclock.backends import Unknown, _wire_pool
 from atomiclock.backends._resp import pack
-from atomiclock.backends._wire import Blocking
+from atomiclock.backends._wire import Several
 from atomiclock.backends.redis import RedisBackend
 
 
@@ -93,6 +93,47 @@ def test_who_waits_for_a_lock_leaves_connections_to_others(redis_server: RedisSe
     assert connections_made(redis_server) - before <= 2 * (_wire_pool.MOST + 2) + 60  # wait_until() asks, too
 
 
+def test_waiters_that_begin_at_once_leave_connections_to_others(redis_server: RedisServer) -> None:
+    """All of them find room before the first has taken it."""
+
+    async def main() -> None:
+        async with AsyncLockManager(redis_server.url) as holders, AsyncLockManager(redis_server.url) as locks:
+            leases = [await holders.acquire(f"x{index}", ttl=60) for index in range(150)]
+            waiting = [asyncio.ensure_future(locks.acquire(f"x{index}", timeout=60)) for index in range(150)]
+            async with locks.acquire("own", ttl=2):
+                await asyncio.sleep(0.2)  # until they wait, and as long as a renewal may take
+                for index in range(20):
+                    await (await locks.acquire(f"y{index}", timeout=2)).release()
+                await asyncio.sleep(2)
+            for lease in leases:
+                await lease.release()
+            for lease in await asyncio.gather(*waiting):
+                await lease.release()
+
+    asyncio.run(main())
+
+
+def test_threads_that_begin_at_once_to_wait_leave_connections_to_others(redis_server: RedisServer) -> None:
+    with LockManager(redis_server.url) as holders, LockManager(redis_server.url) as locks:
+        leases = [holders.acquire(f"x{index}", ttl=60) for index in range(150)]
+        ready = threading.Barrier(150)
+
+        def wait(index: int) -> None:
+            ready.wait()
+            locks.acquire(f"x{index}", timeout=20).release()
+
+        workers = [threading.Thread(target=wait, args=(index,)) for index in range(150)]
+        for worker in workers:
+            worker.start()
+        wait_until(lambda: redis_server.command("CLIENT", "LIST").count("cmd=blpop") >= _wire_pool.MOST // 2)
+        for index in range(20):
+            locks.acquire(f"y{index}", timeout=2).release()
+        for lease in leases:
+            lease.release()
+        for worker in workers:
+            worker.join()
+
+
 def test_errors_that_somebody_keeps_keep_no_connection(redis_server: RedisServer) -> None:
     nobody = f"redis://127.0.0.1:{free_port()}"
     kept: list[BaseException] = []
@@ -106,7 +147,7 @@ def test_errors_that_somebody_keeps_keep_no_connection(redis_server: RedisServer
 @pytest.mark.usefixtures("two")
 def test_who_gets_no_connection_in_time_is_told_so(redis_server: RedisServer) -> None:
     channel = RedisBackend.from_url(parse(redis_server.url)).channel()
-    block = Blocking.of([pack(b"BLPOP", b"nothing", b"1.5"), pack(b"PING")])
+    block = Several.of([pack(b"BLPOP", b"nothing", b"1.5"), pack(b"PING")])
     workers = [threading.Thread(target=channel.call, args=(block, clock() + 5)) for _ in range(2)]
     for worker in workers:
         worker.start()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from . import Steps
 from ._redis_errors import checked
 from ._resp import ServerError, bulk
-from ._wire import Blocking
+from ._wire import NO_ROOM, Blocking
 
 
 class Keys(NamedTuple):
@@ -50,13 +50,16 @@ class Script:
         self._full = size + bulk(b"EVAL") + bulk(self.text) + number
 
     def run(self, keys: bytes, *args: bytes, after: bytes | None = None) -> Steps[Any]:
-        """The script's reply; `after` a blocking command, if one is given, in the same request."""
+        """The script's reply; `after` a blocking command, if one is given, in the same request (or `NO_ROOM`)."""
         rest = keys + b"".join([bulk(arg) for arg in args])
         first = None
         if after is None:
             reply = yield self._short + rest
         else:
-            first, reply = yield Blocking.of([after, self._short + rest])
+            replies = yield Blocking.of([after, self._short + rest])
+            if replies is NO_ROOM:
+                return NO_ROOM
+            first, reply = replies
         if type(reply) is ServerError:
             if reply.code == "NOSCRIPT":  # nothing was done
                 reply = yield self._full + rest

@@ -21,7 +21,14 @@ class Nap(NamedTuple):
 
 
 class Room(NamedTuple):
-    """A request to the channel itself: whether one more `Blocking` request may keep a connection to itself now."""
+    """A request to the channel itself: whether one more `Blocking` request may keep a connection to itself now.
+
+    By the time that one has its connection others may have got in before it: it is refused then, by `NO_ROOM`.
+    """
+
+
+NO_ROOM: Any = object()
+"""In place of a reply to a `Blocking` request: enough others keep theirs already, and it was not sent."""
 
 
 S = TypeVar("S", bound="Several")

@@ -19,7 +19,7 @@ from typing import Any
 from .. import _process
 from .._post import Post
 from . import Unknown
-from ._wire import MORE, TO_CHANNEL, AsyncDial, AsyncWire, Blocking, Dial, Fit, Room, Several, Wire
+from ._wire import MORE, NO_ROOM, TO_CHANNEL, AsyncDial, AsyncWire, Blocking, Dial, Fit, Room, Several, Wire
 
 MOST = 64
 """Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
@@ -58,6 +58,12 @@ class Seats:
         seats = [ref() for ref in self._taken]
         return sum(seat.blocked and seat.open for seat in seats if seat is not None) < MOST // 2
 
+    def block(self, seat: Seat) -> bool:
+        """Let `seat` be kept by a blocking request, if it may. In one step: many find room at the same time."""
+        with self._mutex:
+            seat.blocked = self.may_block()
+            return seat.blocked
+
 
 class WireChannel:
     """Connections for threads. Requests are bytes for the server, or a `Nap`."""
@@ -78,9 +84,11 @@ class WireChannel:
         if wire is None:
             wire = self._open_or_queue(deadline)
         sock, reader, seat = wire
-        seat.blocked = isinstance(request, Blocking)
         done = False
         try:
+            if isinstance(request, Blocking) and not self._seats.block(seat):
+                done = True
+                return NO_ROOM
             sock.deadline = deadline
             sock.sendall(request)
             while (reply := reader.get(request)) is MORE:
@@ -205,12 +213,14 @@ class AsyncWireChannel:
         fresh = wire is None
         if wire is None:
             wire = await self._open_or_queue(deadline)
-        wire.seat.blocked = isinstance(request, Blocking)
         # To abort is what has to be done with a late connection anyway, and cancels nobody's task.
         left = max(0.0, deadline - _process.clock())
         alarm = asyncio.get_running_loop().call_later(left, wire.close)
         done = False
         try:
+            if isinstance(request, Blocking) and not self._seats.block(wire.seat):
+                done = True
+                return NO_ROOM
             wire.writer.write(request)
             while (reply := wire.reader.get(request)) is MORE:
                 data = await wire.stream.read(65536)

@@ -32,7 +32,7 @@ from ._redis_dial import NOT_OURS, async_dial, dial
 from ._redis_errors import refuses
 from ._redis_scripts import ADD, EXTEND, PEEK, REMOVE, keys_of
 from ._resp import ServerError, bulk
-from ._wire import Nap, Room
+from ._wire import NO_ROOM, Nap, Room
 from ._wire_pool import AsyncWireChannel, WireChannel
 
 if TYPE_CHECKING:
@@ -156,18 +156,20 @@ class RedisBackend:
     def add(self, ask: Add) -> Steps[Granted | Busy]:
         if ask.waiting and self._just_left_to_another(ask):
             return Busy(GIVEN_WAY)
-        return (yield from self._add(ask, ask.waiting))
+        return self._added((yield from self._ask_to_add(ask, ask.waiting)))
 
     def _just_left_to_another(self, ask: Add) -> bool:
         """Whether our own release has just woken a waiter: it is the other's turn, so there is no point in asking."""
         now = _process.clock()
         return now - self._contended.pop(ask.key, 0.0) < JUST_NOW and ask.deadline - now > 4 * GIVEN_WAY
 
-    def _add(self, ask: Add | Wait, waiting: bool, after: bytes | None = None) -> Steps[Granted | Busy]:
+    def _ask_to_add(self, ask: Add | Wait, waiting: bool, after: bytes | None = None) -> Steps[Any]:
         keys, token = keys_of(ask.key), ask.token
         note = b"%d" % milliseconds(2 * WAKE) if waiting else b"0"
         ttl, owner = b"%d" % milliseconds(ask.ttl), ask.owner.encode("utf-8", "replace")
-        reply = yield from ADD.run(keys.three + keys.of(token), token.encode(), ttl, owner, note, after=after)
+        return (yield from ADD.run(keys.three + keys.of(token), token.encode(), ttl, owner, note, after=after))
+
+    def _added(self, reply: Any) -> Granted | Busy:
         if type(reply) is bytes:
             return Granted(int(reply))
         if reply[0] == 1:
@@ -210,10 +212,12 @@ class RedisBackend:
         left = until - now - BLPOP_LATE
         if left > 0 and (yield Room()):  # 0 would be for ever, and Redis 6 knows milliseconds
             wait = _BLPOP + keys_of(ask.key).wake + bulk(b"%.3f" % max(0.001, left))
-            return (yield from self._add(ask, True, wait))
+            reply = yield from self._ask_to_add(ask, True, wait)
+            if reply is not NO_ROOM:
+                return self._added(reply)
         pause = BLPOP_LATE / 4 if left <= 0 else max(CROWDED[0], min(CROWDED[1], (now - ask.since) / 8))
         yield Nap(min(until, now + pause * (0.5 + random.random())))
-        return (yield from self._add(ask, True))
+        return self._added((yield from self._ask_to_add(ask, True)))
 
     def channel(self) -> Channel:
         opens = dial(self._classes[0], self._kwargs, self.request_bound, self.place)
