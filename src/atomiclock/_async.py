@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from . import _observe, _process
 from ._hold import Hold
-from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
+from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep, needed_at
 from ._lease import warn_dropped, warn_lost
 from ._line import LOOK_AGAIN, Lines, must_watch
 from ._loops import ByLoop
@@ -204,7 +204,7 @@ class KeeperTask:
     def add(self, hold: Hold) -> None:
         """Renew `hold` until it is discarded, and tell of its loss; or look again, since its times have changed."""
         if self.book.add(hold):
-            self._arm(min(hold.due, hold.valid_until))
+            self._arm(needed_at(hold))
 
     def bury(self, hold: Hold) -> None:
         """Take back in the background what `hold` left at the store, until that is confirmed or the ttl is over."""

@@ -85,7 +85,7 @@ class Book:
         with self.mutex:
             self.live.add(hold)
             self._new[hold] = None
-            first = min(hold.due, _end(hold))
+            first = needed_at(hold)
             if first >= self._asleep_until:
                 return False
             # It is woken for that at the latest: who adds a later one must not put it off.
@@ -216,6 +216,11 @@ class Book:
 
 def _end(hold: Hold) -> float:
     return -math.inf if hold.state == LOST else hold.valid_until
+
+
+def needed_at(hold: Hold) -> float:
+    """When `hold` needs attention. Who wakes the keeper for it must not wake it later: `Book.add` counts on that."""
+    return min(hold.due, _end(hold))
 
 
 def keep(book: Book, terms: Callable[[Hold], Terms], clock: Callable[[], float]) -> Plan[None]:
