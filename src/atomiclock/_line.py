@@ -108,6 +108,7 @@ class Lines:
 
     def served(self, ticket: Ticket[Any], waited: float) -> bool:
         """Whether it is the turn of `ticket` to ask the store, or it has the lock already. Raises what failed."""
+        self._look(ticket.hold.key)
         if ticket.hold.state == HELD or self.front(ticket.hold.key) is ticket.hold:
             return True
         if ticket.error is not None:
@@ -214,6 +215,15 @@ class Lines:
             if hold.state == TRYING:
                 return
         self._lines.pop(key, None)
+
+    def _look(self, key: str) -> None:
+        """Let the next in line be in front if who is there has gone, and was interrupted before telling."""
+        line = self._lines.get(key)
+        if line is not None and self._gone(line.front):
+            with self._mutex:
+                self._complete(line)
+                if self._gone(line.front):
+                    self._advance(key, line)
 
     def _gone(self, hold: Hold) -> bool:
         return hold.state not in (TRYING, HELD) or (hold.state == HELD and hold.over(self._clock()))

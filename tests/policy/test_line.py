@@ -220,6 +220,21 @@ def test_without_completing_an_interrupt_leaves_two_holders_or_none(monkeypatch:
         test_an_interrupt_at_any_line_leaves_the_lock_in_exactly_one_hand()
 
 
+def test_who_waits_sees_that_a_departure_was_interrupted() -> None:
+    step = 0
+    while True:
+        step += 1
+        hall = Hall()
+        front, first = hall.holder(renew=False), hall.waiter()
+        front.begin_release(hall.now)
+        front.released(True, False)
+        if not interrupted_at(step, partial(hall.lines.leave, front)):
+            break
+        assert hall.served(first), f"step {step}: and nobody else comes"
+        hall.lines.leave(first.hold)
+        assert not hall.lines._lines, f"step {step}"
+
+
 def test_an_interrupted_departure_is_made_up_for() -> None:
     step = 0
     while True:
