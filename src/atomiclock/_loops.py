@@ -38,8 +38,9 @@ class ByLoop(Generic[T]):
 
     def _forget_closed(self) -> None:
         """Drop what belongs to loops that ended without telling their generators: the values keep them alive."""
-        for loop in list(self._all):
-            if loop.is_closed():
+        for key in self._all.keyrefs():  # a copy in one step: threads with loops of their own come and go
+            loop = key()
+            if loop is not None and loop.is_closed():
                 self._all.pop(loop, None)
 
     def pop(self) -> T | None:
@@ -48,7 +49,8 @@ class ByLoop(Generic[T]):
         return self._all.pop(asyncio.get_running_loop(), None)
 
     def values(self) -> list[T]:
-        return list(self._all.values())
+        found = [(loop, self._all.get(loop)) for key in self._all.keyrefs() if (loop := key()) is not None]
+        return [value for _, value in found if value is not None]
 
     def clear(self) -> None:
         self._last = None
