@@ -148,9 +148,8 @@ class Hold:
             self.token, self.notes = hold.token, hold.notes
             self.claimed, self.in_flight, self.waited = True, hold.in_flight, hold.waited
             self.last_sent, self.valid_until, self.due = hold.last_sent, hold.valid_until, hold.due
-            self.renew_until += now
             self.fence = None if hold.fence is None else hold.fence + 1
-            self.state = HELD
+            self.renew_until, self.state = self.renew_until + now, HELD  # together: a sum must not be repeated
         hold.released(False, False)
 
     def removable(self, now: float) -> float:

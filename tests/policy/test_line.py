@@ -200,10 +200,11 @@ def test_an_interrupt_at_any_line_leaves_the_lock_in_exactly_one_hand() -> None:
     while True:
         step += 1
         hall = Hall()
-        front, ticket = hall.holder(), hall.waiter()
+        front, ticket = hall.holder(), hall.waiter(max_hold=7.0)
         if not interrupted_at(step, partial(hall.lines.pass_on, front)):
             break
         passed = hall.lines.passed(front)  # as the manager does before it takes back
+        assert ticket.hold.renew_until == (hall.now if passed else 0) + 7, f"step {step}"
         assert passed == (ticket.hold.state == HELD), f"step {step}"
         assert passed == (front.state == RELEASED), f"step {step}"
         if not passed:
