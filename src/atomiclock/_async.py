@@ -17,7 +17,7 @@ from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep, needed_at
 from ._lease import warn_dropped, warn_lost
 from ._line import LOOK_AGAIN, Lines, must_watch
 from ._loops import ByLoop
-from ._plans import Plan, Sleep, Terms, ended, timed_out
+from ._plans import Plan, Sleep, Terms, ended
 from .backends import AsyncChannel, Backend, Unknown, verbs_of
 from .errors import LockError
 
@@ -104,7 +104,7 @@ class AsyncStore:
         while not lines.served(ticket, _process.clock() - begun):
             left = deadline - _process.clock()
             if left <= 0:
-                raise timed_out(hold, lines.owner(hold.key), _process.clock() - begun)
+                raise lines.late(hold, _process.clock() - begun)
             await ticket.gate.wait(min(left, LOOK_AGAIN))
         return True
 

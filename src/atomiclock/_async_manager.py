@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from types import TracebackType
@@ -266,7 +267,8 @@ class AsyncLockManager:
         try:
             await store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))
         except BackendUnavailable as error:
-            store.lines.fail(hold, error)
+            left = math.inf if timeout is None else begun + timeout - core.terms.clock()
+            store.lines.fail(hold, error, left)
             raise
         hold.fence = core.fence(hold.fence)
         return store.lines.granted(hold)

@@ -53,6 +53,7 @@ class Hold:
         "on_lost",
         "outlives",
         "owner",
+        "refused",
         "releases_unanswered",
         "renew",
         "renew_until",
@@ -89,6 +90,7 @@ class Hold:
         self.valid_until = -math.inf
         self.renew_until = math.inf if options.max_hold is None else options.max_hold
         self.lost_reason: str | None = None
+        self.refused: Any = None  # a `Busy`: what the store, if it answers, said last to us or to who was before us
         # What may be left at the store if we stop here:
         self.in_flight = 0  # adds that were sent and not answered
         self.claimed = False  # an add was answered with yes

@@ -11,6 +11,7 @@ that says who gets the lock: if a signal interrupts in between, whoever comes ne
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +19,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ._hold import HELD, RELEASED, TRYING, Hold
 from ._keep import Book
-from .errors import BackendUnavailable
+from ._plans import LONGEST_PAUSE, timed_out
+from .backends import Busy
+from .errors import BackendUnavailable, LockError
 
 TURNS = 100
 """How often a process passes a lock on before it gives it back."""
@@ -33,6 +36,12 @@ LOOK_AGAIN = 10.0
 def must_watch(front: Hold, book: Book) -> bool:
     """Whether the keeper has to be told of `front`, so that those behind hear of its end."""
     return front.state == HELD and front not in book.live
+
+
+def _said(front: Hold) -> Busy | None:
+    """What the store says of the lock, as far as `front` knows; `None` if it is silent."""
+    had_it = front.state == HELD or front.lease is not None
+    return Busy(None, front.owner) if had_it else front.refused
 
 
 class Gate(Protocol):
@@ -117,9 +126,14 @@ class Lines:
             raise BackendUnavailable(said, name=name) from ticket.error
         return False
 
-    def owner(self, key: str) -> str | None:
-        front = self.front(key)
-        return None if front is None else front.owner
+    def late(self, hold: Hold, waited: float) -> LockError:
+        """The error for `hold`, whose time is over: who has the lock, or that the store tells nobody who."""
+        front = self.front(hold.key)
+        said = None if front is None else _said(front)
+        if said is not None:
+            return timed_out(hold, said.owner, waited)
+        why = "the store has not answered who of this process asks it"
+        return BackendUnavailable(f"could not acquire the lock {hold.name!r} in {waited:.3g} s: {why}", name=hold.name)
 
     def rest(self, hold: Hold, pause: float) -> float:
         """Seconds for which `hold` is to leave the lock to other processes: `pause`, a ninth of the time.
@@ -194,10 +208,13 @@ class Lines:
             if line.front is hold:
                 self._advance(hold.key, line)
 
-    def fail(self, hold: Hold, error: BaseException) -> None:
-        """`hold` was in front and the store did not answer it: those behind have waited for the same answer."""
+    def fail(self, hold: Hold, error: BaseException, left: float = math.inf) -> None:
+        """`hold` was in front and the store did not answer it: those behind have waited for the same answer.
+
+        Not if it was its own timeout, of which `left` seconds are left, that ended it: they may have more time.
+        """
         line = self._lines.get(hold.key)
-        if line is None or line.front is not hold:
+        if line is None or line.front is not hold or left <= LONGEST_PAUSE:
             return
         with self._mutex:
             waiting = list(line.waiting.values())
@@ -207,8 +224,10 @@ class Lines:
 
     def _advance(self, key: str, line: Line) -> None:
         """Let the next in line be in front; without one the line is gone."""
+        said = _said(line.front)
         while line.waiting:
             hold, ticket = next(iter(line.waiting.items()))
+            hold.refused = said
             line.front = hold
             ticket.gate.open()
             line.waiting.pop(hold, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import warnings
@@ -249,7 +250,8 @@ class LockManager:
         try:
             store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))
         except BackendUnavailable as error:
-            store.lines.fail(hold, error)
+            left = math.inf if timeout is None else begun + timeout - core.terms.clock()
+            store.lines.fail(hold, error, left)
             raise
         hold.fence = core.fence(hold.fence)
         return store.lines.granted(hold)

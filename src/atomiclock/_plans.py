@@ -122,7 +122,7 @@ def acquire(
 class _Attempt:
     """One attempt at a lock: what it asks the store, and how long it goes on."""
 
-    __slots__ = ("_patience", "begun", "deadline", "held", "hold", "latency", "once", "terms")
+    __slots__ = ("_patience", "begun", "deadline", "hold", "latency", "once", "terms")
 
     def __init__(self, hold: Hold, timeout: float | None, terms: Terms, begun: float) -> None:
         self.hold = hold
@@ -131,7 +131,6 @@ class _Attempt:
         self.once = timeout == 0
         self.deadline = math.inf if timeout is None else begun + timeout
         self.latency = 0.0  # of an add, in seconds
-        self.held: Busy | None = None  # what the store answered to the ask before
         self._patience: Patience | None = None
 
     @property
@@ -153,9 +152,9 @@ class _Attempt:
         except Unknown as error:
             if adds and not error.sent:
                 hold.in_flight -= 1
-            if self.held is not None and self.terms.clock() >= self.deadline:
-                raise self._timed_out(self.held) from error  # there was no time for more
-            self.held = None
+            if hold.refused is not None and self.terms.clock() >= self.deadline:
+                raise self._timed_out(hold.refused) from error  # there was no time for more
+            hold.refused = None
             since = sent if busy is None else self.terms.clock()
             yield from _pause(hold, self.patience, error, since, "acquire")
             return None
@@ -192,9 +191,9 @@ class _Attempt:
         """The store answered, and not with yes. Raises when that was the last chance."""
         self.hold.waited = self.hold.waited or not self.once  # a store with queues has us in one now
         self.patience.answered()
-        self.held = answer or busy
+        self.hold.refused = answer or busy
         if _observe.observers:
-            _observe.contended(self.hold, self.held and self.held.owner, self.begun)
+            _observe.contended(self.hold, self.hold.refused and self.hold.refused.owner, self.begun)
         now = self.terms.clock()
         if busy is None:
             self.latency = now - sent

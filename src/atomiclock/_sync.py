@@ -15,7 +15,7 @@ from ._hold import Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
 from ._lease import warn_dropped, warn_lost
 from ._line import LOOK_AGAIN, Lines, must_watch
-from ._plans import Plan, Sleep, Terms, ended, timed_out
+from ._plans import Plan, Sleep, Terms, ended
 from ._post import Post
 from .backends import Backend, Channel, Unknown, verbs_of
 from .errors import LockError
@@ -117,7 +117,7 @@ class Store:
         while not lines.served(ticket, _process.clock() - begun):
             left = deadline - _process.clock()
             if left <= 0:
-                raise timed_out(hold, lines.owner(hold.key), _process.clock() - begun)
+                raise lines.late(hold, _process.clock() - begun)
             ticket.gate.wait(min(left, LOOK_AGAIN))
         return True
 
