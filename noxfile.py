@@ -28,6 +28,7 @@ SERVERS = {
     "etcdctl": "etcd-client",
     "openssl": "openssl",
     "rabbitmq-server": "rabbitmq-server",
+    "faketime": "faketime",
 }
 """Programs that the tests start, and Debian's packages with them."""
 SERVICES = {

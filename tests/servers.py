@@ -50,6 +50,8 @@ class Server:
         self.folder = folder
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment: dict[str, str] = {}
+        """What it has in its environment beside ours."""
 
     def command_line(self) -> list[str]:
         raise NotImplementedError
@@ -59,7 +61,8 @@ class Server:
 
     def start(self) -> Self:
         with (self.folder / f"{self.name}.log").open("ab") as log:
-            self.process = subprocess.Popen(self.command_line(), stdout=log, stderr=log)
+            environment = {**os.environ, **self.environment}
+            self.process = subprocess.Popen(self.command_line(), stdout=log, stderr=log, env=environment)
         wait_until(self.answers, 20, what=f"{self.name} answers")
         return self
 
