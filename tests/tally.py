@@ -10,9 +10,9 @@ LONG = os.environ.get("ATOMICLOCK_FAULTS") == "long"
 LINES: list[str] = []
 
 
-def note(line: str) -> None:
-    """Show `line` at the end of the run."""
-    LINES.append(line)
+def note(*lines: str) -> None:
+    """Show `lines` at the end of the run."""
+    LINES.extend(lines)
 
 
 def chosen(short: int, long: int) -> int:

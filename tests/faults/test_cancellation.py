@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from leftovers import BACKENDS, left_in, url_of
 from proxy import Proxy, proxy_to
-from servers import RedisServer
+from servers import RedisServer, wait_until
+from tally import LONG, chosen, note
+from wire import wire_to
 
 from atomiclock import AsyncLockManager, LockTimeout, NotHeld, acquire_lock
 
-EXHAUSTIVE = os.environ.get("ATOMICLOCK_EXHAUSTIVE") == "1"
 Step = Callable[["Case"], Awaitable[None]]
 
 
@@ -69,20 +70,28 @@ async def cancelled_after(turns: int, work: Awaitable[None]) -> bool:
     return not late
 
 
-@pytest.fixture(params=["redis", "sqlite", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "redis":
-        server: RedisServer = request.getfixturevalue("redis_server")
-        return server.url
-    return f"sqlite:///{tmp_path}/locks.db" if request.param == "sqlite" else "memory://cancelled"
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest) -> str:
+    return url_of(request)
+
+
+TRIED: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted() -> Iterator[None]:
+    yield
+    note(f"{sum(TRIED.values())} cancellations inside acquire and release: {dict(TRIED)}")
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 @pytest.mark.parametrize("way", ["acquire", "acquire_and_release", "block", "shared_block", "lock_block"])
-def test_cancelled_at_any_turn_of_the_loop_leaves_no_lock(url: str, way: str, warm: bool) -> None:
-    async def main() -> None:
+def test_cancelled_at_any_turn_of_the_loop_leaves_no_lock(
+    url: str, way: str, warm: bool, request: pytest.FixtureRequest
+) -> None:
+    async def main() -> int:
         witness = AsyncLockManager(url)
-        turns = 0
+        turns = tried = 0
         while True:
             locks = AsyncLockManager(url)
             if warm:
@@ -99,10 +108,13 @@ def test_cancelled_at_any_turn_of_the_loop_leaves_no_lock(url: str, way: str, wa
             await locks.aclose()
             if not cancelled:
                 break
-            turns += 1 if EXHAUSTIVE or turns < 40 else 7
+            tried += 1
+            turns += 1 if turns < 40 else max(1 if LONG else 7, turns // (40 if LONG else 10))
         await witness.aclose()
+        return tried
 
-    asyncio.run(main())
+    TRIED[url.partition(":")[0]] += asyncio.run(main())
+    wait_until(lambda: left_in(url, request) == [], 5, "nothing stays in the store")
 
 
 async def is_free(locks: AsyncLockManager, name: str) -> bool:
@@ -120,7 +132,7 @@ def test_cancelled_at_any_moment_of_a_slow_network_leaves_no_lock_and_no_old_rep
         await locks.holder("warm up")
         proxy.latency = 0.01
         cancelled = 0
-        for index in range(200 if EXHAUSTIVE else 50):
+        for index in range(chosen(50, 200)):
             case = Case(proxy.url, locks, f"name{index}")
             task = asyncio.ensure_future(getattr(case, way)())
             await asyncio.sleep(0.024 * (index % 50) / 50)
@@ -137,6 +149,39 @@ def test_cancelled_at_any_moment_of_a_slow_network_leaves_no_lock_and_no_old_rep
         await locks.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("backend", "way"), [("memcached", "acquire_and_release"), ("etcd", "block")])
+def test_cancelled_while_any_reply_is_late_leaves_no_lock_and_no_old_reply(
+    backend: str, way: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wire.LATE", 0.02)
+    server, tries = request.getfixturevalue(f"{backend}_server"), chosen(30, 300)
+
+    async def main(url: str) -> int:
+        witness, locks, cancelled = AsyncLockManager(server.url), AsyncLockManager(url), 0
+        async with witness.acquire("foreign", ttl=600):
+            for index in range(tries):
+                case = Case(url, locks, f"name{index}")
+                task = asyncio.ensure_future(getattr(case, way)())
+                await asyncio.sleep(0.05 * (index % 30) / 30)
+                cancelled += task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+                assert await locks.try_acquire("foreign") is None
+                if case.lease is not None:
+                    with suppress(NotHeld):
+                        await case.lease.release()
+                name = case.name
+                await eventually(lambda name=name: is_free(witness, name), f"free after being cancelled, {index}")
+        await locks.aclose()
+        await witness.aclose()
+        return cancelled
+
+    with wire_to(server.port, http2=backend == "etcd") as wire:
+        wire.strike("reply late")
+        assert asyncio.run(main(f"{backend}://127.0.0.1:{wire.port}")) > tries / 2
+    wait_until(lambda: left_in(server.url, request) == [], 5, "nothing stays in the store")
 
 
 async def gone(look: redis.Redis, key: str) -> bool:
