@@ -126,10 +126,18 @@ class Lines:
             raise BackendUnavailable(said, name=name) from ticket.error
         return False
 
+    def owner(self, key: str) -> str | None:
+        """Who has the lock, as far as this process knows."""
+        said = self._answer(key)
+        return None if said is None else said.owner
+
+    def _answer(self, key: str) -> Busy | None:
+        front = self.front(key)
+        return None if front is None else _said(front)
+
     def late(self, hold: Hold, waited: float) -> LockError:
         """The error for `hold`, whose time is over: who has the lock, or that the store tells nobody who."""
-        front = self.front(hold.key)
-        said = None if front is None else _said(front)
+        said = self._answer(hold.key)
         if said is not None:
             return timed_out(hold, said.owner, waited)
         why = "the store has not answered who of this process asks it"
