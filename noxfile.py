@@ -19,7 +19,7 @@ nox.options.error_on_missing_interpreters = True
 
 HERE = Path(__file__).parent
 GROUPS = nox.project.load_toml("pyproject.toml")
-EVERYTHING = ".[redis,memcached,etcd,celery,django,cli,otel,prometheus]"
+EVERYTHING = ".[all]"
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 SERVERS = {
     "redis-server": "redis-server",
@@ -192,6 +192,20 @@ def docs(session: nox.Session) -> None:
     session.install("-e", EVERYTHING, *_group("docs"))
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/docs", *session.posargs)
     session.log("open build/docs/index.html")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build twice, compare byte by byte, and try the wheel with each extra on each Python. Try: -- --only redis"""
+    ensure_servers(session)
+    session.install(*_group("release"))
+    _no_surprises(session)
+    pythons = {version: _interpreter(version) for version in PYTHONS}
+    missing = [version for version, found in pythons.items() if found is None]
+    found = [f"--python={path}" for path in pythons.values() if path]
+    session.run("python", "tests/package/check.py", *found, *session.posargs)
+    if missing:
+        session.warn(f"no Python {', '.join(missing)} on this machine: NOT TESTED")
 
 
 @nox.session
