@@ -179,11 +179,15 @@ def _judge(session: nox.Session, dependencies: list[dict[str, Any]], why: str) -
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """The sources under mypy --strict, and the public API as an application sees it under mypy and pyright."""
+    """The sources under mypy --strict, and the public API and the tutorial as mypy and pyright see them."""
     session.install(EVERYTHING, *_group("typing"))
     session.run("mypy")
     session.run("mypy", "tests/typing")
-    session.run("pyright", "src", "tests/typing")
+    shown = Path(session.create_tmp()) / "pages"
+    session.run("python", "tests/typing/pages.py", str(shown), "docs/tutorial.md")
+    lenient = ("--allow-untyped-defs", "--allow-untyped-calls")  # an example need not annotate its own functions
+    session.run("mypy", "--config-file", "pyproject.toml", *lenient, str(shown))
+    session.run("pyright", "src", "tests/typing", str(shown))
 
 
 @nox.session

@@ -5,7 +5,7 @@ from __future__ import annotations
 from _thread import get_ident
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from . import _options
 from ._names import check_name
@@ -53,6 +53,7 @@ def acquire_lock(
     arguments, is raised at once where it can be.
     """
     given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay)
+    _name_comes_first(name, url, "acquire_lock")
     return Acquire(check_name(name), url, _checked(name, given))
 
 
@@ -70,7 +71,20 @@ def try_lock(
 ) -> Try:
     """As `acquire_lock`, but never waits: entering gives the lease, or `None` if somebody else holds the lock."""
     given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
+    _name_comes_first(name, url, "try_lock")
     return Try(check_name(name), url, _checked(name, {**given, "timeout": 0}))
+
+
+def _name_comes_first(name: object, url: object, called: str) -> None:
+    """Raise `ConfigurationError` for what was surely meant in another place."""
+    if isinstance(url, (int, float)):
+        raise ConfigurationError(
+            f"after the name comes the URL, not {url!r}: give seconds by name, as in timeout={url!r}", name=str(name)
+        )
+    if callable(name):
+        raise ConfigurationError(f"{called} needs the lock's name: write @{called}('NAME') above the function")
+    if isinstance(url, str) and "://" in str(name) and "://" not in url:
+        raise ConfigurationError(f"the name comes first, then the URL: write {called}('NAME', 'redis://...')")
 
 
 def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +107,24 @@ class Acquire(Generic[L, A]):
 
     def _none_if_busy(self) -> bool:
         return False
+
+    if not TYPE_CHECKING:  # a type checker says so itself
+
+        def __getattr__(self, attribute: str) -> NoReturn:
+            if attribute.startswith("_"):
+                raise AttributeError(attribute)
+            raise AttributeError(f"there is no lease yet that has {attribute!r}: {self._enter_it()}")
+
+        def __bool__(self) -> NoReturn:
+            raise TypeError(f"nothing is acquired yet: {self._enter_it()}")
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(f"this is entered, not awaited: {self._enter_it('async ')}")
+
+    def _enter_it(self, how: str = "") -> str:
+        call = "try_lock" if self._none_if_busy() else "acquire_lock"
+        manager = "AsyncLockManager" if how else "LockManager"
+        return f"write `{how}with {call}({self._name!r}, ...) as lease:`; without `with`, see {manager}"
 
     def _manager(self, find: Callable[[str | None], M]) -> M:
         try:
@@ -166,13 +198,7 @@ class Acquire(Generic[L, A]):
         import inspect
         from functools import wraps
 
-        if not callable(function):
-            raise ConfigurationError(f"acquire_lock decorates a function, not {function!r}")
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(
-                f"{function.__qualname__} is a generator: it would be locked only until its first value is asked for; "
-                "use `with acquire_lock(...)` inside it"
-            )
+        _refuse_to_decorate(function)
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004  # not whether, but what it is
 
             @wraps(function)
@@ -213,6 +239,23 @@ class Try(Acquire["Lease | None", "AsyncLease | None"]):
         raise ConfigurationError(
             "try_lock does not decorate: what should a call do when the lock is held? "
             "Use acquire_lock(..., timeout=0), which raises LockTimeout then"
+        )
+
+
+def _refuse_to_decorate(given: Any) -> None:
+    """Raise `ConfigurationError` for what is no function, or returns before its work is done."""
+    import inspect
+
+    advice = {classmethod: "put @classmethod above it", staticmethod: "put @staticmethod above it"}
+    advice |= {property: "put @property above it", type: "decorate its methods"}
+    kind = type if isinstance(given, type) else type(given)
+    if kind in advice or not callable(given):
+        more = f": {advice[kind]}" if kind in advice else ""
+        raise ConfigurationError(f"acquire_lock decorates a function, not {given!r}{more}")
+    if inspect.isgeneratorfunction(given) or inspect.isasyncgenfunction(given):
+        raise ConfigurationError(
+            f"{given.__qualname__} is a generator: it would be locked only until its first value is asked for; "
+            "use `with acquire_lock(...)` inside it"
         )
 
 

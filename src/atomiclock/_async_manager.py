@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from . import _async, _observe, _plans, _process
 from ._core import Core, named, unavailable
+from ._hints import Missing
 from ._hold import HELD, Hold
 from ._lease import LeaseView, must_release, note_on
 from ._manager import grace_after, lock_timeout
@@ -41,6 +42,9 @@ class AsyncLease(LeaseView):
         If it is cancelled, the release goes on in the background, and may be awaited again.
         """
         await self._manager._release(self._hold)
+
+    if not TYPE_CHECKING:  # a type checker says so itself
+        __enter__ = Missing("an AsyncLease is released by `async with lease:` or `await lease.release()`")
 
     def _enter(self) -> None:
         self._body = asyncio.current_task()
@@ -104,6 +108,17 @@ class Acquiring(Coroutine[Any, Any, T], Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self._work.__await__()
+
+    if not TYPE_CHECKING:
+        __enter__ = Missing(
+            "an AsyncLockManager acquires by `async with` or `await`; for a plain `with` use a LockManager"
+        )
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(f"there is no lease yet that has {name!r}: write `lease = await locks.acquire(...)`")
+
+        def __bool__(self) -> NoReturn:
+            raise TypeError("nothing is acquired yet: write `lease = await locks.try_acquire(...)` and look at that")
 
     async def __aenter__(self) -> T:
         self._lease = await self._work
@@ -221,6 +236,9 @@ class AsyncLockManager:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    if not TYPE_CHECKING:
+        __enter__ = Missing("an AsyncLockManager is for tasks: write `async with`, or in sync code use a LockManager")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an AsyncLockManager has connections of this process: make one from its URL in each process")
@@ -377,7 +395,7 @@ class ManagedAsyncLock:
         """Release the lock. Raises `NotHeld`, a `RuntimeError`, if this object does not hold it, else as a lease."""
         lease = self.lease
         if lease is None:
-            raise NotHeld("Lock is not acquired.", name=self.name)
+            raise NotHeld(f"Lock is not acquired: this object does not hold {self.name!r}.", name=self.name)
         await self._end(lease.release, lease)
 
     async def _end(self, end: Callable[[], Coroutine[Any, Any, None]], lease: AsyncLease) -> None:
@@ -413,6 +431,11 @@ class ManagedAsyncLock:
             await lease.__aexit__(kind, error, tb)
         finally:
             self._forget(lease)
+
+    if not TYPE_CHECKING:
+        __enter__ = Missing(
+            "an AsyncLockManager's lock is entered by `async with`: for `with` make it by a LockManager"
+        )
 
     def __repr__(self) -> str:
         state = "locked" if self.locked() else "unlocked"

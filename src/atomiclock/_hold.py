@@ -196,7 +196,7 @@ class Hold:
         if self.state == LOST:
             return True
         if self.generation != _process.generation and self.state in (TRYING, HELD, RELEASING):
-            self.lose("it belongs to the process that forked this one")
+            self.lose("it belongs to the process that forked this one: acquire it anew here")
             return True
         if self.state == HELD and now >= self.valid_until:
             self.lose(self._why_over())

@@ -8,10 +8,11 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _observe, _plans, _process, _sync
 from ._core import Core, named, unavailable
+from ._hints import Missing
 from ._hold import HELD, Hold
 from ._lease import LeaseView, must_release, note_on
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
@@ -56,6 +57,12 @@ class Lease(LeaseView):
         self._hold.require(self._hold.io.terms.clock())
         self._hold.entered = True
         return self
+
+    if not TYPE_CHECKING:  # a type checker says so itself
+        __aenter__ = Missing(
+            "this lease was acquired by a LockManager, which blocks the event loop: in async code write "
+            "`async with acquire_lock(name, url) as lease`, or use an AsyncLockManager"
+        )
 
     def _orphaned(self) -> None:
         if self._hold.generation == _process.generation:
@@ -186,6 +193,11 @@ class LockManager:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    if not TYPE_CHECKING:
+        __aenter__ = Missing(
+            "a LockManager is for threads: in async code write `async with AsyncLockManager(url) as locks`"
+        )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a LockManager has connections of this process: make one from its URL in each process")
@@ -360,7 +372,7 @@ class ManagedLock:
         """Release the lock. Raises `NotHeld`, a `RuntimeError`, if it is not held here, else as `Lease.release`."""
         lease = self.lease
         if lease is None:
-            raise NotHeld("release unlocked lock", name=self.name)
+            raise NotHeld(f"release unlocked lock: this object does not hold {self.name!r}", name=self.name)
         try:
             lease.release()
         except (LockLost, NotHeld):
@@ -396,13 +408,18 @@ class ManagedLock:
             if lease is not None:
                 lease.__exit__(kind, error, tb)
             elif error is None:  # released inside the block, as threading.Lock reports it
-                raise NotHeld("release unlocked lock", name=self.name)
+                raise NotHeld(f"release unlocked lock: {self.name!r} was released inside the block", name=self.name)
         finally:
             lease = self.lease if lease is None else lease
             if lease is not None:
                 self._forget(lease)
                 if lease:  # interrupted before its release
                     lease._orphaned()
+
+    if not TYPE_CHECKING:
+        __aenter__ = Missing(
+            "a LockManager's lock is entered by `with`: for `async with` make it by an AsyncLockManager"
+        )
 
     def __repr__(self) -> str:
         state = "locked" if any(list(self._leases.values())) else "unlocked"
@@ -429,7 +446,15 @@ def lock_timeout(blocking: bool, timeout: float) -> float | None:
 def _refuse_cancel(options: Options) -> Options:
     if options.on_lost == "cancel":
         raise ConfigurationError('on_lost="cancel" needs `async with`: a thread cannot be cancelled; pass a callable')
+    if getattr(getattr(options.on_lost, "__code__", None), "co_flags", 0) & _COROUTINE:
+        raise ConfigurationError(
+            "on_lost is a coroutine function, which nobody awaits in sync code: pass a plain function"
+        )
     return options
+
+
+_COROUTINE = 0x80
+"""`inspect.CO_COROUTINE`: to load that module takes milliseconds."""
 
 
 _warned = False
@@ -443,7 +468,8 @@ def _warn_in_event_loop() -> None:
         return
     _warned = True
     warnings.warn(
-        "a plain `with` or acquire() blocks this thread's event loop while it waits; use `async with` in async code",
+        "a plain `with` or acquire() blocks this thread's event loop while it waits; in async code use "
+        "`async with acquire_lock(...)`, or an AsyncLockManager",
         RuntimeWarning,
         stacklevel=_callers_level(),
     )

@@ -20,7 +20,10 @@ _HEAD = 64
 def check_name(name: object) -> str:
     """`name` if it can be a lock's name, else a `ConfigurationError` that says what to pass."""
     if not isinstance(name, str):
-        raise ConfigurationError(f"a lock's name is a non-empty str, not {type(name).__name__}: {_short(name)}")
+        raise ConfigurationError(
+            f"a lock's name is a non-empty str, not {type(name).__name__}: {_short(name)}; say what the "
+            "lock protects, as in 'invoice:42'"
+        )
     if not name:
         raise ConfigurationError("a lock's name must not be empty: name what the lock protects, as in 'invoice:42'")
     return name

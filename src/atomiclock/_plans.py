@@ -212,7 +212,9 @@ class _Attempt:
             return None
         if hold.granted(sent, now, answer.fence, answer.repeated):
             return None
-        return Unknown(f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over")
+        return Unknown(
+            f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over: give it a longer one"
+        )
 
 
 def _pause(hold: Hold, patience: Patience, error: Unknown, asked: float, verb: str) -> Plan[None]:
@@ -227,7 +229,8 @@ def timed_out(hold: Hold, owner: str | None, waited: float) -> LockTimeout:
     """The error for an attempt that ended while `owner` had the lock."""
     who = f"held by {presentable(owner)}" if owner else "held by other software"
     how_long = f"not acquired within {waited:.3g} s" if waited >= 0.001 else "not acquired"
-    return LockTimeout(f"the lock {hold.name!r} is {who}: {how_long}", name=hold.name, waited=waited, owner=owner)
+    ours = "; that is our own label, and a lock is not re-entrant" if owner == hold.owner else ""
+    return LockTimeout(f"the lock {hold.name!r} is {who}: {how_long}{ours}", name=hold.name, waited=waited, owner=owner)
 
 
 def abandon(hold: Hold, end: float, terms: Terms) -> Plan[bool]:

@@ -41,6 +41,15 @@ ROWS: dict[str, Row] = {
     "django": Row("atomiclock.backends.django:DjangoBackend", "django"),
 }
 
+_ONE_SERVER = "a lock lives on one server, so Sentinel and Cluster are not served: write redis://host:6379/0"
+
+INSTEAD = {
+    "file": "a lock in a file is sqlite:///relative.db or sqlite:////absolute.db",
+    "unix": "write redis+unix:///path, or memcached+unix:///path",
+    **dict.fromkeys(("sentinel", "redis+sentinel", "redis-sentinel", "redis+cluster", "redis-cluster"), _ONE_SERVER),
+}
+"""What to say of schemes that other libraries have."""
+
 FAKES: dict[str, Row] = {"fake": Row("atomiclock.testing._fake_backend:FakeBackend")}
 """For tests, and therefore in no table of stores."""
 
@@ -67,6 +76,8 @@ def backend_of(client: object, colour: str) -> Backend:
         if row.clients is not None and row.clients in packages:
             backend: Backend = _import(row).from_client(client, colour)
             return backend
+    if isinstance(client, type):
+        raise ConfigurationError(f"give a client, not its class: {client.__name__}(...)")
     raise ConfigurationError(
         f"no backend takes a {type(client).__module__}.{type(client).__qualname__}: give a URL such as "
         "'redis://localhost:6379/0', or a client of redis-py, pymemcache, python-etcd3 or aetcd"
@@ -83,7 +94,7 @@ def check(url: str) -> None:
 def _load(scheme: str, shown: str) -> Any:
     row = ROWS.get(scheme) or FAKES.get(scheme)
     if row is not None:
-        return _import(row)
+        return _import(row, f"{scheme}://")
     others = _others()
     if scheme in others:
         return others[scheme].load()
@@ -97,11 +108,11 @@ def _others() -> dict[str, Any]:
 
 
 def _unknown(scheme: str, shown: str) -> ConfigurationError:
-    hint = nearest(scheme, [*ROWS, *_others()])
+    hint = INSTEAD.get(scheme) or nearest(scheme, [*ROWS, *_others()])
     return ConfigurationError(f"no backend for {shown!r}: {scheme}:// is unknown; {hint}")
 
 
-def _import(row: Row) -> Any:
+def _import(row: Row, what: str = "a client of it") -> Any:
     module, _, name = row.path.partition(":")
     try:
         return getattr(import_module(module), name)
@@ -109,5 +120,5 @@ def _import(row: Row) -> Any:
         if row.extra is None or (error.name or "").startswith("atomiclock"):
             raise
         raise ConfigurationError(
-            f"this backend needs the package {error.name!r}: pip install 'atomiclock[{row.extra}]'"
+            f"{what} needs the package {error.name!r}: pip install 'atomiclock[{row.extra}]'"
         ) from error

@@ -50,8 +50,8 @@ def nearest(word: str, known: list[str]) -> str:
     """A half-sentence that names the known word nearest to `word`, or all of them."""
     from difflib import get_close_matches  # needed for a mistake only
 
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"it knows {', '.join(sorted(known))}"
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
 
 
 def parse(text: str) -> URL:

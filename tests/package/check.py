@@ -26,7 +26,7 @@ WHEN = "1735689600"  # 2025-01-01, where no commit says another time
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from servers import EtcdServer, MemcachedServer, RedisServer
+from servers import EtcdServer, MemcachedServer, RedisServer  # noqa: E402  # it lies beside
 
 
 def main() -> None:
@@ -80,7 +80,10 @@ def tree(place: Path) -> Path:
 def made(source: Path, target: Path, *what: str) -> dict[str, bytes]:
     """What `python -m build` makes of `source`, by file name."""
     environment = {**os.environ, "SOURCE_DATE_EPOCH": epoch()}
-    run([sys.executable, "-m", "build", *(what or ("--sdist", "--wheel")), "--outdir", str(target), str(source)], environment)
+    run(
+        [sys.executable, "-m", "build", *(what or ("--sdist", "--wheel")), "--outdir", str(target), str(source)],
+        environment,
+    )
     return {path.name: path.read_bytes() for path in target.iterdir() if not path.name.startswith(".")}
 
 

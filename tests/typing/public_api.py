@@ -239,3 +239,26 @@ def same_calls(mine: threading.Lock, ours: Lock) -> None:
         lock.acquire(blocking=True, timeout=1)
         lock.release()
         lock.locked()
+
+
+def mistakes_that_a_type_checker_sees(locks: LockManager) -> None:
+    """Each `type: ignore` is needed: mypy complains about one that is not."""
+    with try_lock("feed") as lease:
+        lease.check()  # type: ignore[union-attr]  # forgot `if lease is None`
+    with locks.try_acquire("feed") as other:  # type: ignore[union-attr]  # None cannot be entered
+        print(other)
+    acquire_lock("feed").release()  # type: ignore[attr-defined]  # entered by nobody
+    acquire_lock("feed", 5)  # type: ignore[arg-type]  # a timeout where the URL belongs
+    acquire_lock(42)  # type: ignore[arg-type]
+    locks.acquire("feed", 5)  # type: ignore[call-arg]
+
+
+async def mistakes_in_async_code(locks: LockManager, async_locks: AsyncLockManager) -> None:
+    async with locks:  # type: ignore[attr-defined]
+        pass
+    async with locks.acquire("feed"):  # type: ignore[attr-defined]
+        pass
+    with async_locks.acquire("feed"):  # type: ignore[attr-defined]
+        pass
+    await acquire_lock("feed")  # type: ignore[misc]
+    async_locks.acquire("feed").fence  # type: ignore[attr-defined]  # noqa: B018  # forgot await

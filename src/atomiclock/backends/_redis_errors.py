@@ -58,4 +58,6 @@ def explain(error: Exception, place: str) -> Exception:
         return BackendRefused(f"{place} refused us: {text}; {advice('NOAUTH')}")
     if isinstance(error, redis.ResponseError) and not isinstance(error, (redis.exceptions.BusyLoadingError,)):
         return BackendRefused(f"{place} refused the connection: {text}")
+    if isinstance(error, redis.InvalidResponse):
+        text = f"what answers there does not speak Redis's protocol ({text})"
     return Unknown(f"{place} is not reachable: {text}", sent=False)

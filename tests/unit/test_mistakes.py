@@ -1,0 +1,316 @@
+"""What a newcomer gets wrong: each mistake is told, with what to do instead, and leaves no lock behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import inspect
+import os
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from servers import EtcdServer, MemcachedServer, RedisServer, free_port
+
+from atomiclock import (
+    AsyncLock,
+    AsyncLockManager,
+    BackendUnavailable,
+    ConfigurationError,
+    Lock,
+    LockLost,
+    LockManager,
+    LockTimeout,
+    NotHeld,
+    _manager,
+    acquire_lock,
+    try_lock,
+)
+
+URL = "memory://mistakes"
+
+locks = LockManager(URL)
+async_locks = AsyncLockManager(URL)
+
+
+def enter(thing: Any) -> None:
+    with thing:
+        raise AssertionError("entered")
+
+
+async def enter_async(thing: Any) -> None:
+    async with thing:
+        raise AssertionError("entered")
+
+
+def fenced(thing: Any) -> None:
+    _ = thing.fence
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda: bool(try_lock("a", URL)), "with try_lock('a', ...) as lease"),
+        (lambda: bool(acquire_lock("a", URL)), "with acquire_lock('a', ...) as lease"),
+        (lambda: acquire_lock("a", URL).release(), "no lease yet that has 'release'"),
+        (lambda: fenced(acquire_lock("a", URL)), "with acquire_lock('a', ...) as lease"),
+        (lambda: asyncio.run(_awaited(acquire_lock("a", URL))), "async with acquire_lock('a', ...) as lease"),
+        (lambda: asyncio.run(_awaited(try_lock("a", URL))), "async with try_lock('a', ...) as lease"),
+    ],
+)
+def test_a_call_that_nobody_entered_is_no_lease(use: Callable[[], object], said: str) -> None:
+    with pytest.raises((TypeError, AttributeError), match=re.escape(said)):
+        use()
+    assert locks.holder("a") is None
+
+
+async def _awaited(thing: Awaitable[Any]) -> None:
+    await thing
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: LockManager(URL), "async with AsyncLockManager"),
+        (lambda: locks.acquire("b"), "async with acquire_lock"),
+        (lambda: locks.lock("b"), "make it by an AsyncLockManager"),
+    ],
+)
+def test_async_with_on_what_is_for_threads_names_what_is_for_tasks(make: Callable[[], Any], said: str) -> None:
+    thing = make()
+    with pytest.raises(TypeError, match=re.escape(said)):
+        asyncio.run(enter_async(thing))
+    assert not isinstance(thing, contextlib.AbstractAsyncContextManager)
+    assert not hasattr(thing, "__aenter__")
+    with thing:
+        pass
+
+
+def test_with_on_what_is_for_tasks_names_what_is_for_threads() -> None:
+    async def main() -> None:
+        lease = await async_locks.acquire("c")
+        acquiring = async_locks.acquire("d")
+        for thing, said in (
+            (async_locks, "in sync code use a LockManager"),
+            (lease, "`async with lease:`"),
+            (acquiring, "use a LockManager"),
+            (async_locks.lock("c"), "make it by a LockManager"),
+        ):
+            with pytest.raises(TypeError, match=re.escape(said)):
+                enter(thing)
+            assert not isinstance(thing, contextlib.AbstractContextManager)
+            assert not hasattr(thing, "__enter__")
+        acquiring.close()
+        await lease.release()
+
+    asyncio.run(main())
+
+
+def test_the_words_for_the_wrong_with_make_no_lock_of_the_other_kind() -> None:
+    assert isinstance(locks.lock("e"), Lock)
+    assert not isinstance(locks.lock("e"), AsyncLock)
+    assert isinstance(async_locks.lock("e"), AsyncLock)
+    assert not isinstance(async_locks.lock("e"), Lock)
+
+
+def test_a_forgotten_await_is_told() -> None:
+    async def main() -> None:
+        acquiring = async_locks.acquire("f")
+        with pytest.raises(AttributeError, match=re.escape("lease = await locks.acquire(...)")):
+            fenced(acquiring)
+        acquiring.close()
+        trying = async_locks.try_acquire("f")
+        with pytest.raises(TypeError, match=re.escape("lease = await locks.try_acquire(...)")):
+            assert trying
+        trying.close()
+        async with async_locks.acquire("f") as lease:
+            with pytest.warns(RuntimeWarning, match=re.escape("'AsyncLease.release' was never awaited")):
+                lease.release()
+
+    asyncio.run(main())
+
+
+def test_a_plain_with_in_async_code_says_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_manager, "_warned", False)
+
+    async def main() -> None:
+        with acquire_lock("g", URL):
+            pass
+
+    with pytest.warns(RuntimeWarning, match=r"`async with acquire_lock\(\.\.\.\)`, or an AsyncLockManager"):
+        asyncio.run(main())
+
+
+def test_a_decorator_without_its_call_asks_for_the_name() -> None:
+    for call in (acquire_lock, try_lock):
+        unfinished: Any = call
+        with pytest.raises(ConfigurationError, match=rf"write @{call.__name__}\('NAME'\)"):
+
+            @unfinished
+            def work() -> None: ...
+
+
+def test_what_is_decorated_must_be_a_function() -> None:
+    around: Any = acquire_lock("h", URL)
+    for kind in (staticmethod, classmethod, property):
+        with pytest.raises(ConfigurationError, match=f"put @{kind.__name__} above it"):
+            around(kind(lambda: None))
+    with pytest.raises(ConfigurationError, match="decorate its methods"):
+        around(type("Job", (), {}))
+
+    class Job:
+        @staticmethod
+        @acquire_lock("h", URL)
+        def below() -> bool:
+            return locks.holder("h") is not None
+
+    assert Job().below()
+
+
+@pytest.mark.parametrize("name", [42, None, b"a", ("a", 1)])
+def test_a_name_of_the_wrong_type_is_shown_with_an_example(name: Any) -> None:
+    for call in (lambda: acquire_lock(name, URL), lambda: locks.acquire(name), lambda: async_locks.lock(name)):
+        with pytest.raises(ConfigurationError, match=rf"not {type(name).__name__}: .*'invoice:42'"):
+            call()
+
+
+def test_arguments_in_each_others_place_are_told() -> None:
+    with pytest.raises(ConfigurationError, match="the name comes first"):
+        acquire_lock("redis://me:hunter2@localhost", "invoice:42")
+    with pytest.raises(ConfigurationError, match="timeout=5"):
+        acquire_lock("invoice:42", 5)  # type: ignore[arg-type]  # the mistake
+
+
+def test_a_coroutine_function_for_on_lost_is_refused_where_nobody_would_await_it() -> None:
+    async def told(lease: object) -> None: ...
+
+    for use in (lambda: locks.acquire("i", on_lost=told), lambda: enter(acquire_lock("i", URL, on_lost=told))):
+        with pytest.raises(ConfigurationError, match="pass a plain function"):
+            use()
+    assert locks.holder("i") is None
+
+
+def test_a_release_too_many_says_which_lock() -> None:
+    lease = locks.acquire("j")
+    lease.release()
+    with pytest.raises(NotHeld, match="'j' was released before"):
+        lease.release()
+    with pytest.raises(NotHeld, match="release unlocked lock: this object does not hold 'j'"):
+        locks.lock("j").release()
+    with pytest.raises(NotHeld, match="does not hold 'j'"):
+        asyncio.run(async_locks.lock("j").release())
+
+
+def test_who_waits_for_itself_is_told_that_a_lock_is_not_reentrant() -> None:
+    with locks.acquire("k"):
+        with pytest.raises(LockTimeout, match="our own label, and a lock is not re-entrant"):
+            locks.acquire("k", timeout=0.01)
+        with pytest.raises(LockTimeout) as other:
+            locks.acquire("k", timeout=0.01, owner="somebody else")
+        assert "re-entrant" not in str(other.value)
+
+
+def test_a_lock_object_shared_over_a_fork_says_to_acquire_anew() -> None:
+    lock = locks.lock("l")
+    lock.acquire()
+    out, into = os.pipe()
+    pid = os.fork()
+    if not pid:  # pragma: no cover
+        try:
+            lock.release()
+        except LockLost as error:
+            os.write(into, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(into)
+    with open(out) as said:
+        assert "acquire it anew here" in said.read()
+    os.waitpid(pid, 0)
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("reddis://localhost", "did you mean 'redis'?"),
+        ("memcache://localhost", "did you mean 'memcached'?"),
+        ("mysql://localhost", "known are django, etcd"),
+        ("file:///tmp/a.lock", "sqlite:///relative.db"),
+        ("redis-sentinel://localhost", "Sentinel and Cluster are not served"),
+        ("redis://localhost?timout=5", "did you mean 'timeout'?"),
+        ("sqlite://locks.db", "sqlite:///relative/locks.db"),
+        ("localhost:6379", "scheme://"),
+    ],
+)
+def test_a_url_that_nobody_serves_names_one_that_is(url: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        LockManager(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"),
+    [("redis://localhost", "redis"), ("memcached://localhost", "memcached"), ("etcd://localhost", "etcd")],
+)
+def test_a_missing_driver_names_the_scheme_and_the_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = {"redis": "redis", "memcached": "pymemcache", "etcd": "grpc"}[extra]
+    for module in [name for name in sys.modules if name.startswith((driver, "atomiclock.backends"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [_Without(driver), *sys.meta_path])
+    with pytest.raises(ConfigurationError) as error:
+        LockManager(url)
+    assert str(error.value) == f"{extra}:// needs the package '{driver}': pip install 'atomiclock[{extra}]'"
+
+
+class _Without:
+    """An import system in which a package is not installed."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_a_class_in_place_of_a_client_is_told() -> None:
+    redis = importlib.import_module("redis")
+    with pytest.raises(ConfigurationError, match=re.escape("give a client, not its class: Redis(...)")):
+        LockManager(redis.Redis)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "memcached", "etcd"])
+def test_a_port_where_nobody_listens_is_named(scheme: str) -> None:
+    port = free_port()
+    with pytest.raises(BackendUnavailable, match=rf"'m': {scheme}://127.0.0.1:{port} is not reachable.*[Rr]efused"):
+        enter(acquire_lock("m", f"{scheme}://127.0.0.1:{port}", timeout=0.3))
+
+
+def test_a_port_of_another_server_is_named(
+    redis_server: RedisServer, memcached_server: MemcachedServer, etcd_server: EtcdServer
+) -> None:
+    ports = {"redis": memcached_server.port, "memcached": redis_server.port, "etcd": redis_server.port}
+    for scheme, port in ports.items():
+        said = "HTTP/2" if scheme == "etcd" else "does not speak"
+        with pytest.raises(BackendUnavailable, match=rf"{scheme}://127.0.0.1:{port} is not reachable: .*{said}"):
+            enter(acquire_lock("n", f"{scheme}://127.0.0.1:{port}", timeout=0.5))
+
+
+def test_a_ttl_under_the_step_of_the_store_is_kept_by_our_own_clock(memcached_server: MemcachedServer) -> None:
+    """memcached counts whole seconds. The holder's lease ends on time all the same, and before the store's."""
+    store = LockManager(memcached_server.url)
+    lease = store.acquire("o", ttl=0.2, renew=False)
+    time.sleep(0.21)
+    with pytest.raises(LockLost, match=r"its ttl of .* is over and renew=False"):
+        lease.check()
+    with store.acquire("o", timeout=10):
+        pass
+
+
+def test_who_looks_through_all_attributes_meets_no_hint() -> None:
+    """As debuggers, mocks and documentation tools do."""
+    for thing in (locks, async_locks, locks.lock("p"), acquire_lock("p", URL)):
+        assert "__class__" in dict(inspect.getmembers(thing))
