@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--copies", type=int, default=6, metavar="N", help="calls per feed and wave (default: 6)")
     parser.add_argument("--state", type=Path, default=EXAMPLE / "run", metavar="DIR", help="what it writes goes here")
     parser.add_argument("--without-lock", action="store_true", help="nothing protects the imports: the run has to fail")
+    parser.add_argument("--picture", type=Path, metavar="SVG", help="also draw the timeline into this file")
     chosen = parser.parse_args()
     if chosen.rounds < 2 or chosen.copies < 2:
         parser.error("at least two rounds, for the feed that fails at first, and two copies, for the duplicates")
@@ -138,7 +139,7 @@ def judge(outcome: Outcome, server: FeedServer) -> list[str]:
     return doubts(outcome, expected, stored())
 
 
-def report(outcome: Outcome, wrong: list[str], server: FeedServer, console: Console, state: Path) -> None:
+def report(outcome: Outcome, wrong: list[str], server: FeedServer, console: Console, chosen: argparse.Namespace) -> None:
     """Table, timeline, verdict; and the numbers as JSON for other programs."""
     from runner.report import table, timeline
 
@@ -149,6 +150,10 @@ def report(outcome: Outcome, wrong: list[str], server: FeedServer, console: Cons
     console.print("\nWho imported what when", style="italic", highlight=False)
     for line in timeline(outcome, list(kinds), min(console.width, 120), mark):
         console.print(line)
+    if chosen.picture:
+        from runner.picture import draw
+
+        chosen.picture.write_text(draw(outcome, list(kinds)), encoding="utf-8")
     after = outcome.takeover_seconds
     numbers = {
         "calls": len(outcome.published),
@@ -159,7 +164,7 @@ def report(outcome: Outcome, wrong: list[str], server: FeedServer, console: Cons
         "seconds": outcome.ended - outcome.began,
         "wrong": wrong,
     }
-    (state / "result.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (chosen.state / "result.json").write_text(json.dumps(numbers, indent=2) + "\n")
     console.print()
     taken = f"the killed import was taken over after {after:.2f} s" if after is not None else "no takeover"
     console.print(
@@ -202,7 +207,7 @@ def main() -> int:
             console.print(f"FAILED: {error}", style="bold red", highlight=False, markup=False)
             return 130 if isinstance(error, Interrupted) else 1
         wrong = judge(outcome, server)
-        report(outcome, wrong, server, console, chosen.state)
+        report(outcome, wrong, server, console, chosen)
         how_to_look(console, chosen.state)
     return 1 if wrong else 0
 
