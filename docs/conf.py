@@ -17,5 +17,6 @@ autodoc_default_options = {"members": True}
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_favicon = "_static/favicon.svg"
 html_title = f"atomiclock {version}"
 html_show_copyright = False

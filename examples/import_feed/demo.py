@@ -139,7 +139,9 @@ def judge(outcome: Outcome, server: FeedServer) -> list[str]:
     return doubts(outcome, expected, stored())
 
 
-def report(outcome: Outcome, wrong: list[str], server: FeedServer, console: Console, chosen: argparse.Namespace) -> None:
+def report(
+    outcome: Outcome, wrong: list[str], server: FeedServer, console: Console, chosen: argparse.Namespace
+) -> None:
     """Table, timeline, verdict; and the numbers as JSON for other programs."""
     from runner.report import table, timeline
 

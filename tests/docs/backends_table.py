@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,14 +72,14 @@ def overview() -> str:
 
 
 def urls() -> str:
-    """One row for each scheme: its shape, its own options, and what to install."""
+    """One row for each backend: how its URLs look, its own options, and what to install."""
     lines = ["| URL | options of its own | install |", "|---|---|---|"]
     for names, extra, backend in backends():
-        for name in names:
-            shape = SHAPES.get(name) or SHAPES[LIKE[name]].replace(f"{LIKE[name]}://", f"{name}://")
-            own = " ".join(f"`{option}`" for option in options(backend, name)) or "none"
-            install = f"`atomiclock[{extra}]`" if extra else "nothing more"
-            lines.append(f"| {'<br>'.join(f'`{one}`' for one in shape.split())} | {own} | {install} |")
+        shapes = [SHAPES.get(name) or SHAPES[LIKE[name]].replace(LIKE[name], name, 1) for name in names]
+        looks = "<br>".join(f"`{one}`" for shape in shapes for one in shape.split())
+        own = " ".join(f"`{option}`" for option in sorted({*chain(*(options(backend, name) for name in names))}))
+        install = f"`atomiclock[{extra}]`" if extra else "nothing more"
+        lines.append(f"| {looks} | {own or 'none'} | {install} |")
     return "\n".join(lines) + "\n"
 
 

@@ -60,7 +60,7 @@ def sh(script: str, environment: dict[str, str], folder: Path) -> subprocess.Com
 
 def test_the_crontabs_run_their_jobs(surroundings: dict[str, str], tmp_path: Path) -> None:
     """As cron does it: settings on lines of their own, and what follows five fields is for sh."""
-    for crontab in blocks(CRON, "crontab"):
+    for crontab in blocks(CRON, "text"):
         environment = dict(surroundings)
         for line in crontab.splitlines():
             setting = re.fullmatch(r"(\w+)=(.*)", line)
@@ -77,7 +77,7 @@ def test_the_crontabs_run_their_jobs(surroundings: dict[str, str], tmp_path: Pat
 
 
 def test_a_crontab_skips_a_job_that_still_runs(surroundings: dict[str, str], tmp_path: Path) -> None:
-    command = blocks(CRON, "crontab")[0].splitlines()[1].split(None, 5)[5]
+    command = blocks(CRON, "text")[0].splitlines()[1].split(None, 5)[5]
     inside = f"atomiclock run sync-feeds -- sh -c '{command}'"
     done = sh(inside, surroundings, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -20,13 +20,13 @@ def draw(outcome: Outcome, feeds: list[str]) -> str:
     height = TOP + ROW * len(feeds) + 34
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-            'font-family="DejaVu Sans, Verdana, sans-serif" font-size="12">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
+            '<g font-family="DejaVu Sans, Verdana, sans-serif" font-size="12">',
             f'<rect width="{WIDTH}" height="{height}" rx="6" fill="#ffffff"/>',
             *_axis(outcome, TOP + ROW * len(feeds)),
             *_bars(outcome, feeds),
             *_legend(outcome, height - 12),
-            "</svg>\n",
+            "</g></svg>\n",
         ]
     )
 
@@ -37,7 +37,8 @@ def _x(moment: float, outcome: Outcome) -> float:
 
 
 def _axis(outcome: Outcome, bottom: int) -> Iterator[str]:
-    for second in range(0, int(outcome.ended - outcome.began) + 1, 2):
+    seconds = int(outcome.ended - outcome.began)
+    for second in range(0, seconds + 1, next(step for step in (1, 2, 5, 10, 60, 600) if seconds / step <= 12)):
         x = _x(outcome.began + second, outcome)
         yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{bottom}" stroke="{GREY}"/>'
         yield f'<text x="{x:.1f}" y="{TOP - 14}" text-anchor="middle" fill="{INK}">{second} s</text>'
