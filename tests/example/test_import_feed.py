@@ -15,11 +15,13 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.text import Text
 from runner.analysis import Interval, Kill, intervals, overlaps, takeover
 from runner.journal import JournalReader
+from runner.picture import RED, draw
 from runner.report import timeline
 from runner.scene import Outcome
 from runner.verdict import Expected, Stored, doubts
@@ -201,6 +203,22 @@ class TestTimeline:
             assert "!" not in row
             assert all(len(line) <= width for line in (axis, row))
             assert any("A=1 B=2" in line for line in legend)
+
+    def test_the_picture_has_a_bar_for_each_import_and_red_ones_for_overlaps(self) -> None:
+        run = good_run()
+        bars = len([interval for interval in run.found if interval.feed == FEED])
+        fine = self.rects(run)
+        assert fine.count("bar") == bars
+        assert "overlap" not in fine
+        run.found.append(Interval(FEED, "worker-2@localhost", 7, "planted", 3.5, 4.5))
+        assert "overlap" in self.rects(run)
+        assert self.rects(run).count("bar") == bars + 1
+
+    def rects(self, run: Outcome) -> list[str]:
+        """What each rectangle of the picture is, but for the ground and the legend."""
+        drawn = ElementTree.fromstring(draw(run, [FEED])).iter("{http://www.w3.org/2000/svg}rect")
+        kinds = [("overlap" if one.get("fill") == RED else "bar") for one in drawn if one.get("rx") != "2"]
+        return kinds[1:]
 
     def test_an_overlap_leaps_to_the_eye(self) -> None:
         run = good_run()

@@ -179,8 +179,9 @@ def test_a_name_of_the_wrong_type_is_shown_with_an_example(name: Any) -> None:
 
 
 def test_arguments_in_each_others_place_are_told() -> None:
-    with pytest.raises(ConfigurationError, match="the name comes first"):
+    with pytest.raises(ConfigurationError, match="the name comes first") as swapped:
         acquire_lock("redis://me:hunter2@localhost", "invoice:42")
+    assert "hunter2" not in str(swapped.value) + str(swapped.value.name)
     with pytest.raises(ConfigurationError, match="timeout=5"):
         acquire_lock("invoice:42", 5)  # type: ignore[arg-type]  # the mistake
 

@@ -20,7 +20,7 @@ def draw(outcome: Outcome, feeds: list[str]) -> str:
     height = TOP + ROW * len(feeds) + 34
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}">',
             '<g font-family="DejaVu Sans, Verdana, sans-serif" font-size="12">',
             f'<rect width="{WIDTH}" height="{height}" rx="6" fill="#ffffff"/>',
             *_axis(outcome, TOP + ROW * len(feeds)),
