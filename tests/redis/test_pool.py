@@ -134,6 +134,26 @@ def test_threads_that_begin_at_once_to_wait_leave_connections_to_others(redis_se
             worker.join()
 
 
+def test_no_task_waits_longer_than_its_timeout_for_a_connection_to_a_frozen_server(own_redis: RedisServer) -> None:
+    """Some begin to connect with a moment left: redis-py may swallow the cancellation that ends that."""
+
+    async def main() -> list[float]:
+        async with AsyncLockManager(own_redis.url) as locks:
+
+            async def work(index: int) -> float:
+                begun = clock()
+                timeout = (1.0, 2.0, None)[index % 3]
+                with pytest.raises(BackendUnavailable):
+                    await locks.acquire(f"x{index}", timeout=timeout)
+                return clock() - begun - (3.0 if timeout is None else timeout)
+
+            return await asyncio.gather(*(work(index) for index in range(500)))
+
+    with own_redis.frozen():
+        late = asyncio.run(main())
+    assert max(late) < 1.5
+
+
 def test_errors_that_somebody_keeps_keep_no_connection(redis_server: RedisServer) -> None:
     nobody = f"redis://127.0.0.1:{free_port()}"
     kept: list[BaseException] = []

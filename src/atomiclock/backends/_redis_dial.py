@@ -57,7 +57,9 @@ def async_dial(connection: Any, kwargs: dict[str, Any], bound: float, place: str
     async def open_wire(deadline: float) -> AsyncWire:
         made = make()
         try:
-            await asyncio.wait_for(made.connect(), max(0.001, deadline - _process.clock()))
+            left = max(0.001, deadline - _process.clock())
+            made.socket_connect_timeout = made.socket_timeout = left  # a cancellation alone is lost now and then
+            await asyncio.wait_for(made.connect(), left)
             stream, writer = made._reader, made._writer
             made._reader = made._writer = None  # ours now; its __del__ would complain
             return AsyncWire.of(stream, writer, Reader())
