@@ -57,12 +57,9 @@ class Face:
             return []
         return [task for task in self.call(lambda: asyncio.all_tasks()) if "_tick" not in repr(task)][1:]
 
-    def close_managers(self) -> None:
-        while self._closers:
-            self._closers.pop()()
-
     def close(self) -> None:
-        self.close_managers()
+        for close in self._closers:
+            close()
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
             self._loop.call_soon_threadsafe(self._loop.stop)
