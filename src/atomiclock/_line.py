@@ -185,6 +185,7 @@ class Lines:
             and now - line.since < SPAN
             and hold.state == HELD
             and hold.releases_unanswered == 0
+            and hold.renewing is None  # else its old ttl may come after a new one
             and hold.valid_until - now > hold.ttl / 2
             and hold.passes_to(other)
         )

@@ -261,6 +261,8 @@ class AsyncWireChannel:
             given = await self._given(max(0.0, deadline - _process.clock()))
             if given is not None:
                 return given
+            if deadline <= _process.clock():
+                self._hand_on(None)  # if there is room, then not for us any more
 
     async def _given(self, seconds: float) -> AsyncWire | None:
         loop = asyncio.get_running_loop()
