@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 import subprocess
 import sys
@@ -140,7 +139,7 @@ def main() -> None:
     stores_that_lack_their_driver()
     for smoke in SMOKES.values() if extra == "all" else [SMOKES[extra]] if extra in SMOKES else []:
         smoke()
-    print(f"Python {platform.python_version()}, extra {extra}: well, from {os.path.relpath(sys.prefix)}")
+    print(f"Python {platform.python_version()}, extra {extra}: well")
 
 
 if __name__ == "__main__":
