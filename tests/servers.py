@@ -84,10 +84,16 @@ class Server:
         """SIGSTOP for the duration: connections are accepted by the kernel, and nobody ever answers."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        wait_until(self._stopped, what="all its threads stand still")
         try:
             yield
         finally:
             self.process.send_signal(signal.SIGCONT)
+
+    def _stopped(self) -> bool:
+        assert self.process is not None
+        states = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(state.read_text().rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 class RedisServer(Server):

@@ -195,7 +195,7 @@ def test_a_loss_that_only_the_release_finds_is_told(colour: Any, recorder: Recor
 
 
 def test_a_lease_that_is_dropped_is_told_to_be_lost(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
-    locks = LockManager("memory://dropped", ttl=0.3)
+    locks = LockManager("memory://dropped", ttl=3)
     locks.acquire("x")
     gc.collect()
     wait_until(lambda: "lost" in recorder.kinds, what="the drop is told of")
