@@ -96,6 +96,17 @@ def test_a_canvas_gets_all_its_members(shop: Shop, worker: Worker, key: str) -> 
     waiting.get(timeout=WITHIN)
 
 
+def test_the_end_of_a_chain_and_the_body_of_a_chord_are_sent_although_their_like_is_enqueued(
+    shop: Shop, worker: Worker, key: str
+) -> None:
+    waiting = shop.tasks.one.apply_async((key,), countdown=8)
+    ends = shop.tasks.one.si(key)
+    assert chain(shop.tasks.total.si([]), ends).delay().get(timeout=6) == key
+    assert chord([shop.tasks.total.si([]), shop.tasks.total.si([])], ends).delay().get(timeout=6) == key
+    assert shop.tasks.one.delay(key).id == waiting.id, "what nobody counts on still finds the one that waits"
+    waiting.revoke()
+
+
 @pytest.mark.parametrize("how", ["revoked", "expired", "killed"])
 def test_a_call_that_never_runs_to_its_end_leaves_no_place(shop: Shop, worker: Worker, key: str, how: str) -> None:
     task = shop.tasks.one_done

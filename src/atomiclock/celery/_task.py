@@ -97,7 +97,7 @@ class LockMixin:
         own = task_id or uuid()
         name = self._name_of(self.unique, tuple(args or ()), dict(kwargs or {}))
         links = dict(zip(("producer", "link", "link_error"), rest, strict=False))
-        known = {**options, **links}
+        known = {**options, **links, "task_id": task_id}
         return self.unique.enqueue(self, name, own, known, lambda: send(args, kwargs, own, *rest, **options))
 
     def _name_of(self, option: Exclusive | Unique, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ from ._report import log, reporter
 from ._rules import Rules, of_configuration
 from ._runner import LockBusy
 
-CANVAS = ("group_id", "chord", "chain", "link", "link_error")
-"""Options of a call whose result somebody counts on: it is never dropped."""
+CANVAS = ("task_id", "group_id", "chord", "chain", "link", "link_error")
+"""Options of a call whose result somebody counts on: it is never dropped. The end of a chain and the body of a chord
+have only an id that was chosen before, which whoever waits for them knows."""
 
 
 class Unique:
@@ -49,7 +50,7 @@ class Unique:
         """What `send` returns, or the result of the call that is in the queue already."""
         place = self.place(task, name, task_id)
         owner = self._take(task, place, name, task_id, options)
-        if owner is not None and not _must_go(task, task_id, options):
+        if owner is not None and not _must_go(options):
             existing = task_of(owner)
             reporter.tell("duplicate_enqueue", task.name, task_id, name, existing=existing)
             if self.on_duplicate == "raise" or existing is None:
@@ -104,8 +105,9 @@ def unique(
     - `until`: "start" frees the place when the work begins, so that what changes meanwhile gets another run; "done"
       when it has ended. A revoked, expired or lost task and a failed publication free it, too.
 
-    A call in a group, chord or chain, or with links, is always sent: somebody counts on its result. What was enqueued
-    by `send_task`, or by other software, is not seen; take `exclusive` as well for what must not run twice at once.
+    A call in a group, chord or chain, with links or with a `task_id` of its own, is always sent: somebody counts on its
+    result. What was enqueued by `send_task`, or by other software, is not seen; take `exclusive` as well for what must
+    not run twice at once.
     """
     said: object = ttl
     if type(said) is Default:
@@ -114,10 +116,9 @@ def unique(
     return Unique(key, shared, until, on_duplicate, {"ttl": ttl, "url": url, "namespace": namespace})
 
 
-def _must_go(task: Any, task_id: str, options: dict[str, Any]) -> bool:
+def _must_go(options: dict[str, Any]) -> bool:
     """Whether a call is sent although another is in the queue: a canvas needs it, or it is a message that goes on."""
-    request = task.request_stack.top
-    return any(options.get(name) for name in CANVAS) or (request is not None and request.id == task_id)
+    return any(options.get(name) for name in CANVAS)
 
 
 def _delay(options: dict[str, Any]) -> float:
