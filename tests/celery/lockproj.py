@@ -140,6 +140,14 @@ def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, no
                 raise self.retry(countdown=0.2)
         return f"{key} after {self.request.retries}"
 
+    @task("calm", bind=True, max_retries=2)
+    @exclusive("{key}", **{**QUICK, "on_conflict": "retry", "give_up": 2.5})
+    def calm(self: Any, key: str, again: bool = False, seconds: float = 0.0) -> str:
+        work(key, seconds)
+        if again and not self.request.retries:
+            raise self.retry(countdown=3)
+        return key
+
     @task("auto", autoretry_for=(ValueError,), max_retries=1, retry_backoff=False, default_retry_delay=0)
     @exclusive("{key}", **{**QUICK, "on_conflict": "retry"})
     def auto(key: str, seconds: float = 0.0) -> str:

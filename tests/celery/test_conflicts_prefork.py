@@ -36,6 +36,18 @@ def test_retry_in_spite_of_autoretry_leaves_the_budget_to_the_body(shop: Shop, w
     assert len(worker.events(key, "begin")) == 6
 
 
+def test_what_a_call_waited_before_its_own_retry_is_not_taken_from_its_patience(
+    shop: Shop, worker: Worker, key: str
+) -> None:
+    first = shop.tasks.calm.delay(key, False, 0.8)
+    worker.await_event(key, "begin")
+    retried = shop.tasks.calm.delay(key, True)
+    worker.await_event(key, "end", 2)  # it has met the conflict, run, and will come again in 3 s
+    other = shop.tasks.calm.apply_async((key, False, 1.5), countdown=2)
+    worker.await_event(key, "begin", 3)
+    assert retried.get(timeout=WITHIN) == first.get(timeout=WITHIN) == other.get(timeout=WITHIN) == key
+
+
 def test_retry_gives_up_with_lock_busy(shop: Shop, worker: Worker, key: str) -> None:
     first = shop.tasks.impatient.delay(key, 2.5)
     worker.await_event(key, "begin")

@@ -90,6 +90,7 @@ def run(call: Call, rules: Rules) -> Any:
     got = attempt.lease()
     if isinstance(got, Result):
         return got.value
+    attempt.forget_the_wait()
     if got is None:
         return call.body()
     return Run(attempt, got).result()
@@ -196,6 +197,12 @@ class Attempt:
         except Exception as error:  # whatever the broker raises: the message must not be acknowledged as done
             raise otherwise from error
         raise Ignore(f"{call.name}: put back for {countdown:.3g} s")
+
+    def forget_the_wait(self) -> None:
+        """A `retry()` of the body publishes the request's headers, and its patience begins anew."""
+        headers = getattr(self.call.request, "headers", None) or {}
+        if STATE in headers:
+            self.call.request.headers = {name: value for name, value in headers.items() if name != STATE}
 
     def waiting(self) -> Mark:
         """The place of the one call that waits for the holder's end."""
