@@ -61,6 +61,17 @@ def test_pauses_double_up_to_the_longest_and_never_go_to_zero() -> None:
     assert all(0.5 < pause(rules, 0, random.random()) <= 1 for _ in range(100))
 
 
+@pytest.mark.parametrize("where", list(Where))
+@pytest.mark.parametrize("wait", [0.0, 2.0])
+def test_then_says_what_follows_on_wait_and_what_is_put_back_never_skips(where: Where, wait: float) -> None:
+    for word, last in {"wait": Skip(), "retry": Fail(), "coalesce": Fail()}.items():
+        if word != "wait" and where is WORKER:
+            continue
+        given = answer(Rules(on_conflict=word, then="skip", wait=wait), where, conflict(), 0.0)
+        assert type(given.last if isinstance(given, Stand) else given) is type(last), word
+        assert isinstance(given, Stand) is (wait > 0)
+
+
 def test_a_callable_decides_and_is_held_to_the_words() -> None:
     assert isinstance(answer(Rules(on_conflict=lambda _: "raise"), WORKER, conflict(), 0.0), Fail)
     assert isinstance(answer(Rules(on_conflict=lambda c: "wait", wait=2.0), DIRECT, conflict(), 0.0), Stand)

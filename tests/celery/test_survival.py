@@ -139,10 +139,27 @@ def test_a_store_that_is_down_is_never_busy_and_the_task_waits_for_it(
             other.tasks.skip.apply_async((key,), headers=said).get(timeout=WITHIN)
         free = {"atomiclock": {"on_backend_error": "run"}}
         assert other.tasks.skip.apply_async((key,), headers=free).get(timeout=WITHIN) == key
+        locks.start()
+        a_store_that_goes_down_while_a_task_waits(other, worker, locks, f"{key}w")
     finally:
         other.close()
         with contextlib.suppress(Exception):
             locks.stop()
+
+
+def a_store_that_goes_down_while_a_task_waits(shop: Shop, worker: Worker, locks: RedisServer, key: str) -> None:
+    first = shop.tasks.skip.delay(key, 30)
+    worker.await_event(key, "begin")
+    rules = {"on_conflict": "wait", "wait": 3}
+    second = shop.tasks.skip.apply_async((key,), headers={"atomiclock": rules})
+    wait_until(lambda: worker.said(f"{second.id}] received"), 10, "it stands")
+    time.sleep(0.5)
+    locks.kill()
+    wait_until(lambda: worker.said(f"{second.id}] ignored") or second.ready(), 20, "it was put back")
+    assert second.state == "PENDING"
+    locks.start()
+    second.get(timeout=WITHIN)  # the store has forgotten the first's lock, which is no matter here
+    first.revoke(terminate=True, signal="SIGKILL")
 
 
 def test_memory_with_prefork_ends_the_worker_at_its_start(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> None:

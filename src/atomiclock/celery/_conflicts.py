@@ -60,9 +60,10 @@ class Queue(NamedTuple):
 
 
 class Stand(NamedTuple):
-    """Wait here for the lock, for that many seconds; then `then`."""
+    """Wait here for the lock, for that many seconds; then do `last`."""
 
     seconds: float
+    last: Skip | Fail
 
 
 Answer = Skip | Fail | Again | Queue | Stand
@@ -82,7 +83,8 @@ def answer(rules: Rules, where: Where, conflict: Conflict, random: float) -> Ans
     if word == "raise":
         return Fail()
     if where is not Where.WORKER or word == "wait":
-        return Stand(rules.wait) if rules.wait > 0 else Fail()
+        last = at_last(rules) if word == "wait" else Fail()
+        return Stand(rules.wait, last) if rules.wait > 0 else last
     if word == "coalesce":
         return Queue(pause(rules, conflict.tries, random))
     if conflict.since >= rules.give_up:
@@ -90,7 +92,7 @@ def answer(rules: Rules, where: Where, conflict: Conflict, random: float) -> Ans
     return Again(pause(rules, conflict.tries, random))
 
 
-def at_last(rules: Rules) -> Answer:
+def at_last(rules: Rules) -> Skip | Fail:
     """What follows when patience is at an end."""
     return Skip() if rules.then == "skip" else Fail()
 

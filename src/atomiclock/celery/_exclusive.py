@@ -114,7 +114,7 @@ def exclusive(
     by its header, as in `apply_async(..., headers={"atomiclock": {"on_conflict": "raise"}})`.
 
     Called directly, or eagerly, nothing is put back: "skip" returns `skip_result`, all others wait `wait` seconds and
-    raise `LockBusy`. Raises `ConfigurationError` when decorating for a key that names no parameter, and at a call for
+    raise `LockBusy`; "wait" then does what `then` says. Raises `ConfigurationError` when decorating for a key that names no parameter, and at a call for
     an argument without a stable form.
     """
     if callable(key) and inspect.isfunction(key) and not inspect.signature(key).parameters:

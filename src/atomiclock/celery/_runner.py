@@ -19,7 +19,7 @@ from .._process import clock
 from ..errors import BackendRefused, BackendUnavailable, LockError, LockLost, LockTimeout
 from . import _done, _supply
 from ._abort import abortable, strike
-from ._conflicts import Again, Answer, Conflict, Fail, Queue, Skip, Stand, Where, answer, at_last, pause
+from ._conflicts import Again, Answer, Conflict, Fail, Queue, Skip, Stand, Where, answer, pause
 from ._marks import Mark
 from ._names import is_own, label
 from ._report import reporter
@@ -120,9 +120,10 @@ class Attempt:
         try:
             if self.call.late:
                 self._look_for_an_earlier_end()
-            return self.acquire(0)
-        except LockTimeout as busy:
-            return self._held_by(busy.owner)
+            try:
+                return self.acquire(0)
+            except LockTimeout as busy:
+                return self._held_by(busy.owner)
         except BackendRefused as error:
             self.tell("backend_error", error=str(error), outcome="raised")
             raise
@@ -148,12 +149,21 @@ class Attempt:
             try:
                 return self.acquire(todo.seconds)
             except LockTimeout as busy:
-                owner, todo = busy.owner, at_last(self.rules)
+                owner, todo = busy.owner, todo.last
         if isinstance(todo, Queue):
-            free = self.waiting().put(todo.countdown + self.ttl) is None
-            todo = Again(todo.countdown) if free else Skip()
-            self.state["waits"] = free
+            todo = self._wait_behind(todo.countdown)
         return self._do(todo, conflict)
+
+    def _wait_behind(self, countdown: float) -> Again | Skip:
+        try:
+            free = self.waiting().put(countdown + self.ttl) is None
+        except BackendUnavailable as error:
+            if isinstance(error, BackendRefused) or self.rules.on_backend_error == "raise":
+                raise
+            self.tell("backend_error", error=str(error), outcome="requeued")
+            return Again(countdown)  # one run too many loses nothing, and the lock is known to be held
+        self.state["waits"] = free
+        return Again(countdown) if free else Skip()
 
     def _do(self, todo: Answer, conflict: Conflict) -> Result:
         if isinstance(todo, Again):
