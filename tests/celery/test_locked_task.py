@@ -155,6 +155,17 @@ def test_direct_and_eager_calls_take_the_lock(tmp_path: Path) -> None:
     app.close()
 
 
+def test_without_locks_the_queue_is_not_looked_at_either() -> None:
+    app = Celery("unlocked", broker="memory://", set_as_current=False)
+    app.conf.update(atomiclock_url="redis://127.0.0.1:1/0", atomiclock_enabled=False, atomiclock_on_backend_error="raise")
+
+    @app.task(base=LockedTask, unique=unique("{x}", ttl=9), name="unlocked")
+    def unlocked(x: int) -> None: ...
+
+    assert unlocked.delay(1).id != unlocked.delay(1).id
+    app.close()
+
+
 def test_djangos_delay_on_commit_is_kept(tmp_path: Path) -> None:
     code = (
         "import django; from django.conf import settings; settings.configure(); django.setup()\n"

@@ -92,7 +92,7 @@ class LockMixin:
             options["headers"] = {**(options.get("headers") or {}), HEADER: rules}
         base: Any = super()
         send = base.apply_async
-        if self.unique is None or self.app.conf.task_always_eager:
+        if self.unique is None or self.app.conf.task_always_eager or not self.unique.enabled(self):
             return send(args, kwargs, task_id, *rest, **options)
         own = task_id or uuid()
         name = self._name_of(self.unique, tuple(args or ()), dict(kwargs or {}))

@@ -76,8 +76,14 @@ class Unique:
                 raise
             return None  # a call too many is found when it runs, a call too few never
 
+    def enabled(self, task: Any) -> bool:
+        """Whether Celery's setting lets any lock be taken."""
+        return self._rules(task).enabled
+
     def leave(self, task: Any, name: str, task_id: str) -> None:
         """Give the place back, if this call has it."""
+        if not self.enabled(task):
+            return
         try:
             self.place(task, name, task_id).remove()
         except BackendUnavailable as error:
