@@ -30,7 +30,8 @@ def make_app(env: dict[str, str] | os._Environ[str]) -> Celery:
         result_chord_join_timeout=20,
     )
     app.conf.broker_transport_options = json.loads(env.get("TRANSPORT", "{}"))
-    install(app)
+    if "NO_INSTALL" not in env:
+        install(app)
     return app
 
 
@@ -147,6 +148,11 @@ def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, no
         if again and not self.request.retries:
             raise self.retry(countdown=3)
         return key
+
+    @task("narrow")
+    @exclusive("{key}", url="memory://")
+    def narrow(key: str) -> str:
+        return work(key)
 
     @task("auto", autoretry_for=(ValueError,), max_retries=1, retry_backoff=False, default_retry_delay=0)
     @exclusive("{key}", **{**QUICK, "on_conflict": "retry"})

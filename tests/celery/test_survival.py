@@ -171,6 +171,12 @@ def test_memory_with_prefork_ends_the_worker_at_its_start(shop: Shop, tmp_path_f
         refused.close()
 
 
+def test_memory_of_one_task_alone_is_refused_too(shop: Shop, worker: Worker, key: str) -> None:
+    with pytest.raises(Exception, match="excludes only threads of one process"):
+        shop.tasks.narrow.delay(key).get(timeout=WITHIN)
+    assert not worker.events(key)
+
+
 def test_the_task_of_a_killed_machine_is_done_by_another_after_the_ttl(
     celery_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory, key: str
 ) -> None:

@@ -103,6 +103,8 @@ class Attempt:
         self.call = call
         self.rules = rules
         self.manager = manager_for(rules.url)
+        if call.where is Where.WORKER:
+            _supply.refuse_scope(self.manager._core.backend, _supply.seat_number() is not None)
         headers = getattr(call.request, "headers", None) or {}
         self.state: dict[str, Any] = dict(headers.get(STATE) or {})
         given = {name: getattr(rules, name) for name in ("ttl", "namespace") if getattr(rules, name) is not None}

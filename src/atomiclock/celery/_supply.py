@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from billiard.process import current_process
 
 from .._hold import Hold
 from .._options import configured_url
 from .._process import clock
-from ..errors import LockTimeout
+from ..errors import ConfigurationError, LockTimeout
 from ._board import Seat, SeatedHold
 from ._conflicts import Where
 from ._report import reporter
@@ -25,6 +25,21 @@ _seated: list[str] = []
 """The token that has this child's seat. A second lease at the same time has none."""
 
 
+def seat_number() -> int | None:
+    """This child's number in a prefork worker's pool; `None` in any other process."""
+    number: int | None = getattr(current_process(), "index", None)
+    return number
+
+
+def refuse_scope(backend: Any, prefork: bool) -> None:
+    """Raise `ConfigurationError` for a store that excludes nobody in a worker of several processes."""
+    if prefork and backend.traits.scope == "process":
+        raise ConfigurationError(
+            f"the store {backend.place} excludes only threads of one process, and a prefork worker has several: set "
+            "atomiclock_url to sqlite:// for workers of one machine, or to a server such as redis://localhost"
+        )
+
+
 class Line:
     """To the main process, for one call."""
 
@@ -34,7 +49,7 @@ class Line:
         self._board = board if watched else None
         self._seat: Seat | None = None
         if self._board is not None and not _seated:
-            self._seat = self._board.seat(getattr(current_process(), "index", None))
+            self._seat = self._board.seat(seat_number())
         self.make: Callable[..., Hold] = SeatedHold if self._seat is not None else Hold
         self._facts = {
             "url": rules.url or configured_url(),
