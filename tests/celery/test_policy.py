@@ -212,6 +212,16 @@ def test_settings_are_read_with_djangos_namespace() -> None:
     app.close()
 
 
+def test_settings_that_do_not_exist_are_named_at_the_start_of_a_worker() -> None:
+    spaced, plain = Celery("spaced2", set_as_current=False), Celery("plain2", set_as_current=False)
+    spaced.config_from_object({"CELERY_ATOMICLOCK_URL": "sqlite://", "CELERY_ATOMICLOCK_TTTL": 3}, namespace="CELERY")
+    plain.conf.update(atomiclock_prefix="x", atomiclock_done_ttl=60)
+    assert [doubt.split(":")[0] for doubt in doubts(spaced)] == ["there is no setting atomiclock_tttl"]
+    assert [doubt.split(":")[0] for doubt in doubts(plain)] == ["there is no setting atomiclock_prefix"]
+    spaced.close()
+    plain.close()
+
+
 def test_lock_busy_survives_the_way_through_a_result_backend() -> None:
     error = LockBusy("held", name="task:key", owner="celery:x:h:1")
     error.remaining = 2.5

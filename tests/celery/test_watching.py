@@ -108,6 +108,23 @@ def test_the_command_line_lists_shows_and_breaks_only_with_the_token(watched: Sh
     result.revoke(terminate=True, signal="SIGKILL")
 
 
+def test_a_worker_that_does_not_know_what_is_held_never_says_that_nothing_is(
+    celery_redis: RedisServer, tmp_path: Path, key: str
+) -> None:
+    shop = Shop(tmp_path, on_redis(celery_redis, NO_INSTALL="1"))
+    try:
+        unaware = shop.worker("-Q", "unaware", children=1)
+        shop.tasks.patient.apply_async((key, 8), queue="unaware")
+        unaware.await_event(key, "begin")
+        listed = celery_locks(shop, tmp_path, "ls")
+        assert f"{unaware.name}: nobody knows" in listed.stderr
+        assert "nothing is held" not in listed.stderr
+        assert listed.returncode == 1
+        unaware.kill()
+    finally:
+        shop.close()
+
+
 def test_signals_tell_receivers_in_the_process_where_it_happens(tmp_path: Path) -> None:
     app = Celery("signals", set_as_current=True)
     app.conf.update(atomiclock_url=f"sqlite:///{tmp_path}/locks.db", task_always_eager=True, task_eager_propagates=True)

@@ -9,11 +9,15 @@ from celery.worker import control
 
 from .._options import configured_url
 from .._registry import backend_for
-from ..errors import ConfigurationError
 from ._board import Board
 from ._report import log, reporter
-from ._rules import Rules, of_configuration
+from ._rules import PREFIX, SETTABLE, Rules, of_configuration
 from ._supervisor import Supervisor
+from ._supply import refuse_scope
+
+
+SETTINGS = frozenset(PREFIX + name for name in SETTABLE | {"supervise", "done_ttl"})
+"""All of ours in Celery's configuration."""
 
 
 class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
@@ -68,8 +72,11 @@ def held(worker: Any) -> list[dict[str, Any]]:
     return supervisor.held() if supervisor is not None else list(reporter.held.values())
 
 
-def _locks(_: Any) -> list[dict[str, Any]]:
-    facts = held(reporter.worker)
+def _locks(state: Any) -> list[dict[str, Any]] | dict[str, str]:
+    worker = state.consumer.controller
+    if is_prefork(worker) and getattr(worker, "atomiclock_supervisor", None) is None:
+        return {"error": "nobody knows what its children hold: it needs install(app), and atomiclock_supervise"}
+    facts = held(worker)
     return [{name: each[name] for name in ("name", "task", "id", "pid")} for each in facts]
 
 
@@ -88,11 +95,14 @@ def refuse(conf: Any, prefork: bool) -> None:
     rules = Rules().with_(of_configuration(conf), "Celery's setting atomiclock_")
     url = rules.url or configured_url()
     backend, _ = backend_for(url)
-    if prefork and backend.traits.scope == "process":
-        raise ConfigurationError(
-            f"the store {backend.place} excludes only threads of one process, and a prefork worker has several: set "
-            "atomiclock_url to sqlite:// for workers of one machine, or to a server such as redis://localhost"
-        )
+    refuse_scope(backend, prefork)
+
+
+def unknown_settings(conf: Any) -> list[str]:
+    """What is spelled like a setting of ours and is none."""
+    prefix = str(conf.prefix or "")
+    names = {str(name).removeprefix(prefix).lower() for name in conf}
+    return sorted(name for name in names if name.startswith(PREFIX) and name not in SETTINGS)
 
 
 def doubts(app: Any) -> list[str]:
@@ -100,6 +110,9 @@ def doubts(app: Any) -> list[str]:
     found = []
     conf = app.conf
     rules = Rules().with_(of_configuration(conf))
+    unknown = unknown_settings(conf)
+    if unknown:
+        found.append(f"there is no setting {', '.join(unknown)}: only {', '.join(sorted(SETTINGS))}")
     visibility = (conf.get("broker_transport_options") or {}).get("visibility_timeout")
     if visibility is not None and rules.delay[1] >= float(visibility):
         found.append(

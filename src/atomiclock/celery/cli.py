@@ -27,18 +27,28 @@ def locks() -> None:
 @as_json
 @click.pass_context
 def list_(context: click.Context, timeout: float, as_json: bool) -> None:
-    """What the tasks of all workers that answer hold now."""
+    """What the tasks of all workers that answer hold now. The exit code is 1 if one of them does not know."""
     answers = _app(context).control.inspect(timeout=timeout)._request("atomiclock_locks")
     if not answers:
         raise click.ClickException(f"no worker has answered within {timeout:g} s")
-    rows = [{"worker": worker, **row} for worker, held in sorted(answers.items()) for row in held]
+    silent = {worker: held["error"] for worker, held in sorted(answers.items()) if isinstance(held, dict)}
+    for worker, error in silent.items():
+        click.echo(f"{worker}: {error}", err=True)
+    known = sorted(set(answers) - set(silent))
+    rows = [{"worker": worker, **row} for worker in known for row in answers[worker]]
     if as_json:
         click.echo(json.dumps(rows))
-        return
+    else:
+        _print(rows)
+    if silent:
+        context.exit(1)
+    if not rows and not as_json:
+        click.echo(f"nothing is held ({len(answers)} workers have answered)", err=True)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         click.echo(f"{row['name']}  {row['task']}[{row['id']}]  {row['worker']} pid {row['pid']}")
-    if not rows:
-        click.echo(f"nothing is held ({len(answers)} workers have answered)", err=True)
 
 
 @locks.command()
