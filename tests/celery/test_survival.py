@@ -34,6 +34,17 @@ def test_a_healthy_task_that_outlives_the_visibility_timeout_runs_once(shop: Sho
     assert result.result == key
 
 
+def test_a_second_call_with_an_id_that_was_chosen_is_no_second_delivery(shop: Shop, worker: Worker, key: str) -> None:
+    for count in (1, 2):
+        shop.tasks.late.apply_async((key,), task_id=f"feed-{key}")
+        worker.await_event(key, "end", count)
+        wait_until(lambda count=count: worker.log.read_text().count(f"late[feed-{key}] succeeded") == count, 10, "done")
+    shop.tasks.late.apply_async((f"{key}c", 2), task_id=f"feed-{key}c")
+    shop.tasks.late.apply_async((f"{key}c",), task_id=f"feed-{key}c")
+    worker.await_event(f"{key}c", "end", 2)
+    assert most_at_once(worker.events(f"{key}c")) == 1
+
+
 def test_a_killed_child_is_freed_as_soon_as_it_is_dead(shop: Shop, worker: Worker, key: str) -> None:
     shop.tasks.patient.delay(key, 60)  # ttl 30
     victim = worker.await_event(key, "begin")["pid"]

@@ -27,6 +27,15 @@ _waiting: dict[str, tuple[Mark, float]] = {}
 """Marks whose second step is to come, by the task's id."""
 
 
+_SAYS_REDELIVERED = ("amqp", "amqps", "pyamqp", "redis", "rediss", "sentinel", "valkey", "valkeys")
+
+
+def says_redelivered(conf: Any) -> bool:
+    """Whether the broker marks each message that it delivers again."""
+    url = str(conf.get("broker_read_url") or conf.get("broker_url") or "")
+    return url.partition("://")[0] in _SAYS_REDELIVERED
+
+
 class Done:
     """The mark of one message, under Celery's configuration `conf`."""
 

@@ -120,7 +120,7 @@ class Attempt:
         Raises `Ignore` if the same message goes on in this one's place, `LockBusy`, or what the store's failure is.
         """
         try:
-            if self.call.late:
+            if self.call.late and self._may_have_come_before():
                 self._look_for_an_earlier_end()
             try:
                 return self.acquire(0)
@@ -231,6 +231,13 @@ class Attempt:
         call = self.call
         mark = self._mark("done", f"{call.task_name}:{call.task_id}:{call.request.retries}")
         return _done.Done(mark, self.ttl, call.task.app.conf)
+
+    def _may_have_come_before(self) -> bool:
+        """Not what the broker delivers for the first time: its id may be that of an earlier call, if it was chosen."""
+        request = self.call.request
+        if (request.delivery_info or {}).get("redelivered"):
+            self.state["redelivered"] = True  # what is put back from here on is a new message for the broker
+        return bool(self.state.get("redelivered")) or not _done.says_redelivered(self.call.task.app.conf)
 
     def _look_for_an_earlier_end(self) -> None:
         state = self.earlier().state()
