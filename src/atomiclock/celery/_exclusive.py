@@ -113,9 +113,9 @@ def exclusive(
     What is not given is Celery's setting `atomiclock_ttl`, `atomiclock_on_conflict` and so on; a call may override it
     by its header, as in `apply_async(..., headers={"atomiclock": {"on_conflict": "raise"}})`.
 
-    Called directly, or eagerly, nothing is put back: "skip" returns `skip_result`, all others wait `wait` seconds and
-    raise `LockBusy`; "wait" then does what `then` says. Raises `ConfigurationError` when decorating for a key that names no parameter, and at a call for
-    an argument without a stable form.
+    Called directly, or eagerly, nothing is put back: "skip" returns `skip_result`, "wait" is the same, and all
+    others wait `wait` seconds and raise `LockBusy`. Raises `ConfigurationError` when decorating for a key that names no
+    parameter, and at a call for an argument without a stable form.
     """
     if callable(key) and inspect.isfunction(key) and not inspect.signature(key).parameters:
         raise ConfigurationError("exclusive is called before it decorates: write @exclusive() or @exclusive('{name}')")

@@ -15,7 +15,6 @@ from ._rules import PREFIX, SETTABLE, Rules, of_configuration
 from ._supervisor import Supervisor
 from ._supply import refuse_scope
 
-
 SETTINGS = frozenset(PREFIX + name for name in SETTABLE | {"supervise", "done_ttl"})
 """All of ours in Celery's configuration."""
 
