@@ -120,6 +120,15 @@ def test_a_call_that_never_runs_to_its_end_leaves_no_place(shop: Shop, worker: W
     wait_until(lambda: place(shop, f"one_done:{key}") is None, 10, "the place is free")
 
 
+def test_a_cold_shutdown_leaves_no_place(shop: Shop, key: str) -> None:
+    leaving = shop.worker("-Q", "cold", children=1)
+    shop.tasks.one_done.apply_async((key, 30), queue="cold")
+    leaving.await_event(key, "begin")
+    leaving.process.send_signal(signal.SIGQUIT)
+    leaving.process.wait(30)
+    wait_until(lambda: place(shop, f"one_done:{key}") is None, 5, "the place is free")
+
+
 def test_a_publication_that_fails_leaves_no_place(shop: Shop, key: str) -> None:
     with pytest.raises(Exception, match=r"(?i)serializ|encod"):
         shop.tasks.one.apply_async((key, object()))

@@ -75,8 +75,9 @@ class LockMixin:
             result = self._locked(args, kwargs, start)
         except (Ignore, Retry):
             raise
-        except Exception:
-            if not begun or unique.until == "done":
+        except BaseException as error:
+            goes_on = self.acks_late and not isinstance(error, Exception)  # the process leaves, and gives it back
+            if not goes_on and (not begun or unique.until == "done"):
                 unique.leave(self, name, request.id)
             raise
         if not begun or unique.until == "done":
