@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 from celery.signals import task_postrun
 
 from atomiclock import LockManager
+from atomiclock.celery import LockedTask, exclusive
 from atomiclock.celery._board import Board
 from atomiclock.celery._done import Done
 from atomiclock.celery._marks import Mark
@@ -51,3 +53,27 @@ def test_the_main_process_forgets_what_is_released_and_frees_what_is_left(tmp_pa
     kept.release()
     locks.close()
     board.close()
+
+
+def test_the_rules_of_one_call_travel_in_its_header_whatever_the_base() -> None:
+    app = Celery("rules", broker="memory://", set_as_current=False)
+    rules = {"on_conflict": "raise"}
+
+    @app.task(name="plain")
+    @exclusive("{x}")
+    def plain(x: int) -> int:
+        return x
+
+    @app.task(name="locked", base=LockedTask, lock=exclusive("{x}", url="memory://rules"), bind=True)
+    def locked(self: Any, x: int) -> Any:
+        return self.request.headers["atomiclock"]
+
+    with app.connection() as connection, connection.SimpleQueue("celery") as queue:
+        for task in (plain, locked):
+            task.apply_async((1,), lock=rules)
+            message = queue.get(timeout=5)
+            assert message.headers["atomiclock"] == rules
+            assert "lock" not in message.properties
+            message.ack()
+    assert locked.apply((1,), lock=rules).get() == rules
+    app.close()

@@ -88,9 +88,7 @@ class LockMixin:
         self, args: Any = None, kwargs: Any = None, task_id: str | None = None, *rest: Any, **options: Any
     ) -> Any:
         """As Celery's. `lock={...}` overrides the lock's rules for this call."""
-        rules = options.pop("lock", None)
-        if rules is not None:
-            options["headers"] = {**(options.get("headers") or {}), HEADER: rules}
+        options = _with_header(options)
         base: Any = super()
         send = base.apply_async
         if self.unique is None or self.app.conf.task_always_eager or not self.unique.enabled(self):
@@ -101,11 +99,30 @@ class LockMixin:
         known = {**options, **links, "task_id": task_id}
         return self.unique.enqueue(self, name, own, known, lambda: send(args, kwargs, own, *rest, **options))
 
+    def apply(self, args: Any = None, kwargs: Any = None, *rest: Any, **options: Any) -> Any:
+        """As Celery's, with the same `lock`."""
+        base: Any = super()
+        return base.apply(args, kwargs, *rest, **_with_header(options))
+
     def _name_of(self, option: Exclusive | Unique, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         key, first = _key(type(self), option.key)
         given = args if first is None else (self, *args)
         skip: frozenset[str] = frozenset() if first is None else frozenset({first})
         return name_of(key, self.name, option.shared, given, kwargs, skip)
+
+
+def _with_header(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call, with `lock` where it travels."""
+    rules = options.pop("lock", None)
+    return options if rules is None else {**options, "headers": {**(options.get("headers") or {}), HEADER: rules}}
+
+
+@signals.before_task_publish.connect
+def _take_along(headers: Any = None, properties: Any = None, **_: Any) -> None:
+    """The same for other tasks, whose `apply_async(lock={...})` Celery would take for a property of the message."""
+    rules = properties.pop("lock", None) if isinstance(properties, dict) else None
+    if rules is not None and isinstance(headers, dict):
+        headers[HEADER] = rules
 
 
 _keys: dict[tuple[type, Any], tuple[Key, str | None]] = {}
