@@ -117,7 +117,6 @@ def _with_header(options: dict[str, Any]) -> dict[str, Any]:
     return options if rules is None else {**options, "headers": {**(options.get("headers") or {}), HEADER: rules}}
 
 
-@signals.before_task_publish.connect
 def _take_along(headers: Any = None, properties: Any = None, **_: Any) -> None:
     """The same for other tasks, whose `apply_async(lock={...})` Celery would take for a property of the message."""
     rules = properties.pop("lock", None) if isinstance(properties, dict) else None
@@ -172,5 +171,6 @@ def _leave(task: Any, args: Any, kwargs: Any, task_id: str) -> None:
     task.unique.leave(task, name, task_id)
 
 
+signals.before_task_publish.connect(_take_along, weak=False)
 signals.task_revoked.connect(_revoked, weak=False)
 signals.task_failure.connect(_failed, weak=False)
