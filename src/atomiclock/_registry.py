@@ -119,6 +119,7 @@ def _import(row: Row, what: str = "a client of it") -> Any:
     except ModuleNotFoundError as error:
         if row.extra is None or (error.name or "").startswith("atomiclock"):
             raise
+        package = (error.name or "").partition(".")[0]
         raise ConfigurationError(
-            f"{what} needs the package {error.name!r}: pip install 'atomiclock[{row.extra}]'"
+            f"{what} needs the package {package!r}: pip install 'atomiclock[{row.extra}]'"
         ) from error

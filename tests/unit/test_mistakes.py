@@ -8,7 +8,9 @@ import importlib
 import inspect
 import os
 import re
+import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -256,25 +258,28 @@ def test_a_url_that_nobody_serves_names_one_that_is(url: str, said: str) -> None
     ("url", "extra"),
     [("redis://localhost", "redis"), ("memcached://localhost", "memcached"), ("etcd://localhost", "etcd")],
 )
-def test_a_missing_driver_names_the_scheme_and_the_extra(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_names_the_scheme_and_the_extra(url: str, extra: str) -> None:
     driver = {"redis": "redis", "memcached": "pymemcache", "etcd": "grpc"}[extra]
-    for module in [name for name in sys.modules if name.startswith((driver, "atomiclock.backends"))]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr(sys, "meta_path", [_Without(driver), *sys.meta_path])
-    with pytest.raises(ConfigurationError) as error:
-        LockManager(url)
-    assert str(error.value) == f"{extra}:// needs the package '{driver}': pip install 'atomiclock[{extra}]'"
-
-
-class _Without:
-    """An import system in which a package is not installed."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-
-    def find_spec(self, name: str, *_: Any) -> None:
-        if name.partition(".")[0] == self.package:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    # In a process of its own: modules that are imported twice are two of each class.
+    script = f"""
+        import sys
+        sys.modules[{driver!r}] = None
+        from atomiclock import ConfigurationError, LockManager
+        try:
+            LockManager({url!r})
+        except ConfigurationError as error:
+            print(error)
+    """
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = f"{extra}:// needs the package '{driver}': pip install 'atomiclock[{extra}]'"
+    assert done.stdout.strip() == said, done.stderr
 
 
 def test_a_class_in_place_of_a_client_is_told() -> None:
