@@ -35,11 +35,17 @@ SEEN: Counter[str] = Counter()
 class Contender(Client):
     """A client that does what it is told, one attempt after the other."""
 
+    leaving = False
+
     def begin(self) -> None:
         pass
 
+    def leave(self) -> None:
+        self.leaving = True  # a lease that is lost stays so until the release is told
+        super().leave()
+
     def again(self) -> None:
-        self.hold = None
+        self.hold, self.leaving = None, False
 
     def enjoy(self) -> None:
         pass
@@ -50,7 +56,9 @@ class Contender(Client):
 
     @property
     def holds(self) -> bool:
-        return not self.process.dead and self.hold is not None and self.hold.state in (HELD, _hold.LOST)
+        if self.process.dead or self.hold is None or self.leaving:
+            return False
+        return self.hold.state in (HELD, _hold.LOST)
 
 
 class Machine(RuleBasedStateMachine):
