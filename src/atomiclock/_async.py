@@ -11,11 +11,11 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from . import _observe, _process
+from . import _process
 from ._hold import Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep, needed_at
 from ._lease import warn_dropped, warn_lost
-from ._line import LOOK_AGAIN, Lines, must_watch
+from ._line import Lines
 from ._loops import ByLoop
 from ._plans import Plan, Sleep, Terms, ended
 from .backends import AsyncChannel, Backend, Unknown, verbs_of
@@ -92,20 +92,11 @@ class AsyncStore:
 
         False if there was no line. Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
         """
-        lines = self.lines
-        ticket = lines.enter(hold, TaskGate)
+        ticket = self.lines.enter(hold, TaskGate)
         if ticket is None:
             return False
-        if (front := lines.front(hold.key)) is not None and must_watch(front, keeper().book):
-            keeper().add(front)
-        if _observe.observers:
-            _observe.contended(hold, lines.owner(hold.key), begun)
-        deadline = math.inf if timeout is None else begun + timeout
-        while not lines.served(ticket, _process.clock() - begun):
-            left = deadline - _process.clock()
-            if left <= 0:
-                raise lines.late(hold, _process.clock() - begun)
-            await ticket.gate.wait(min(left, LOOK_AGAIN))
+        for seconds in self.lines.stand(ticket, keeper(), begun, timeout):
+            await ticket.gate.wait(seconds)
         return True
 
     def close(self) -> None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
+from . import _observe
 from ._hold import HELD, RELEASED, TRYING, Hold
 from ._keep import Book
 from ._plans import LONGEST_PAUSE, timed_out
@@ -114,6 +115,21 @@ class Lines:
             return False
         line.turns, line.since = 0, self._clock()
         return bool(line.waiting)
+
+    def stand(self, ticket: Ticket[Any], keeper: Any, begun: float, timeout: float | None) -> Iterator[float]:
+        """What to do in the line until it is the turn of `ticket`, or it has the lock: wait for so many seconds at its
+        gate. Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer."""
+        hold = ticket.hold
+        if (front := self.front(hold.key)) is not None and must_watch(front, keeper.book):
+            keeper.add(front)
+        if _observe.observers:
+            _observe.contended(hold, self.owner(hold.key), begun)
+        deadline = math.inf if timeout is None else begun + timeout
+        while not self.served(ticket, self._clock() - begun):
+            left = deadline - self._clock()
+            if left <= 0:
+                raise self.late(hold, self._clock() - begun)
+            yield min(left, LOOK_AGAIN)
 
     def served(self, ticket: Ticket[Any], waited: float) -> bool:
         """Whether it is the turn of `ticket` to ask the store, or it has the lock already. Raises what failed."""

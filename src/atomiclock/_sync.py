@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from contextlib import suppress
 from queue import Empty
 from typing import Any, TypeVar
 
-from . import _observe, _process
+from . import _process
 from ._hold import Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
 from ._lease import warn_dropped, warn_lost
-from ._line import LOOK_AGAIN, Lines, must_watch
+from ._line import Lines
 from ._plans import Plan, Sleep, Terms, ended
 from ._post import Post
 from .backends import Backend, Channel, Unknown, verbs_of
@@ -105,20 +104,11 @@ class Store:
 
         False if there was no line. Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
         """
-        lines = self.lines
-        ticket = lines.enter(hold, ThreadGate)
+        ticket = self.lines.enter(hold, ThreadGate)
         if ticket is None:
             return False
-        if (front := lines.front(hold.key)) is not None and must_watch(front, keeper.book):
-            keeper.add(front)
-        if _observe.observers:
-            _observe.contended(hold, lines.owner(hold.key), begun)
-        deadline = math.inf if timeout is None else begun + timeout
-        while not lines.served(ticket, _process.clock() - begun):
-            left = deadline - _process.clock()
-            if left <= 0:
-                raise lines.late(hold, _process.clock() - begun)
-            ticket.gate.wait(min(left, LOOK_AGAIN))
+        for seconds in self.lines.stand(ticket, keeper, begun, timeout):
+            ticket.gate.wait(seconds)
         return True
 
     def close(self) -> None:
