@@ -24,19 +24,21 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from ._async_manager import AsyncLease, AsyncLockManager
-    from ._manager import Lease, LockManager
+    from ._async_lease import AsyncLease
+    from ._async_manager import AsyncLockManager
+    from ._manager import LockManager
     from ._observe import Event, log_event, observe
     from ._protocols import AsyncLock, Lock
+    from ._sync_lease import Lease
     from .backends import Holder, Traits
 
 __version__ = "0.1.0"
 
 # Loaded when first asked for: `import atomiclock` must cost next to nothing, and sync code needs no asyncio.
 _LAZY = {
-    "AsyncLease": "_async_manager",
+    "AsyncLease": "_async_lease",
     "AsyncLockManager": "_async_manager",
-    "Lease": "_manager",
+    "Lease": "_sync_lease",
     "LockManager": "_manager",
     "Event": "_observe",
     "log_event": "_observe",

@@ -13,8 +13,10 @@ from ._options import NONE, TRUE, TTL, ZERO, OnLost, overrides
 from .errors import ConfigurationError, LockTimeout, NotHeld
 
 if TYPE_CHECKING:
-    from ._async_manager import AsyncLease, AsyncLockManager
-    from ._manager import Lease, LockManager
+    from ._async_lease import AsyncLease
+    from ._async_manager import AsyncLockManager
+    from ._manager import LockManager
+    from ._sync_lease import Lease
 
 F = TypeVar("F", bound=Callable[..., Any])
 L = TypeVar("L")

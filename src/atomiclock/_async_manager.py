@@ -1,136 +1,21 @@
-"""The asynchronous face: `AsyncLockManager`, `AsyncLease`, and a lock with the contract of `asyncio.Lock`."""
+"""The asynchronous face: `AsyncLockManager`, which makes leases and locks for tasks."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 from . import _async, _observe, _plans, _process
+from ._async_lease import Acquiring, AsyncLease
+from ._async_lock import ManagedAsyncLock
 from ._core import Core, named, unavailable
 from ._hints import Missing
 from ._hold import HELD, Hold
-from ._lease import LeaseView, must_release, note_on
-from ._manager import grace_after, lock_timeout
+from ._manager import grace_after
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
 from .backends import Holder, Peek, Unknown
 from .errors import BackendUnavailable, LockError, LockLost, LockTimeout, NotHeld
-
-T = TypeVar("T")
-
-
-class AsyncLease(LeaseView):
-    """One grant of a lock, to release with `await lease.release()` or by leaving `async with lease:`."""
-
-    __slots__ = ("_body", "_cancelled")
-
-    def __init__(self, hold: Hold, manager: Any) -> None:
-        super().__init__(hold, manager)
-        self._body: asyncio.Task[Any] | None = None
-        self._cancelled = False
-
-    async def extend(self, ttl: float | None = None) -> None:
-        """Let the lease live `ttl` seconds from now, as `Lease.extend` does, with the same errors."""
-        await self._manager._extend(self._hold, ttl)
-
-    async def release(self) -> None:
-        """Give the lock back, as `Lease.release` does, with the same errors.
-
-        If it is cancelled, the release goes on in the background, and may be awaited again.
-        """
-        await self._manager._release(self._hold)
-
-    if not TYPE_CHECKING:  # a type checker says so itself
-        __enter__ = Missing("an AsyncLease is released by `async with lease:` or `await lease.release()`")
-
-    def _enter(self) -> None:
-        self._body = asyncio.current_task()
-
-    def _cancel_body(self) -> None:
-        if self._body is not None and not self._body.done():
-            self._cancelled = True
-            self._body.cancel(f"the lock {self.name!r} was lost")
-
-    async def __aenter__(self) -> AsyncLease:
-        """The lease itself. Raises `NotHeld` or `LockLost` if it is not held any more."""
-        self._hold.require(self._hold.io.terms.clock())
-        self._enter()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._body = None
-        if self._cancelled:
-            await self._uncancel(error)
-        if not must_release(self._hold):
-            return
-        try:
-            await self.release()
-        except LockError as trouble:
-            if error is None:
-                raise
-            note_on(error, trouble)
-
-    async def _uncancel(self, error: BaseException | None) -> None:
-        """The cancellation was ours: say instead why the body ended, unless somebody else cancelled it as well."""
-        task = asyncio.current_task()
-        uncancel = getattr(task, "uncancel", None)  # from Python 3.11 on
-        others = 0 if uncancel is None else uncancel()
-        if error is None and not others:  # the body ended before it was cancelled, or would not be
-            with suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)
-        if isinstance(error, asyncio.CancelledError) and not others:
-            try:
-                self._hold.raise_lost()
-            except LockLost as lost:
-                raise lost from error
-
-
-class Acquiring(Coroutine[Any, Any, T], Generic[T]):
-    """What `acquire` returns: a coroutine for the lease that can also be entered by `async with` as it is."""
-
-    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
-        self._work = work
-        self._lease: T | None = None
-
-    def send(self, value: Any) -> Any:
-        return self._work.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._work.throw(*error)
-
-    def close(self) -> None:
-        self._work.close()
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        return self._work.__await__()
-
-    if not TYPE_CHECKING:
-        __enter__ = Missing(
-            "an AsyncLockManager acquires by `async with` or `await`; for a plain `with` use a LockManager"
-        )
-
-        def __getattr__(self, name: str) -> NoReturn:
-            raise AttributeError(f"there is no lease yet that has {name!r}: write `lease = await locks.acquire(...)`")
-
-        def __bool__(self) -> NoReturn:
-            raise TypeError("nothing is acquired yet: write `lease = await locks.try_acquire(...)` and look at that")
-
-    async def __aenter__(self) -> T:
-        self._lease = await self._work
-        if isinstance(self._lease, AsyncLease):
-            self._lease._enter()
-        return self._lease
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if isinstance(self._lease, AsyncLease):
-            await self._lease.__aexit__(kind, error, tb)
 
 
 class AsyncLockManager:
@@ -355,88 +240,3 @@ class AsyncLockManager:
         finally:
             if hold in _async.keeper().book.live:
                 _async.keeper().add(hold)
-
-
-class ManagedAsyncLock:
-    """A lock with the contract of `asyncio.Lock`, held across processes and machines. See `atomiclock.AsyncLock`.
-
-    Not re-entrant. Tasks may share it, and one may release what another acquired.
-    """
-
-    def __init__(self, manager: AsyncLockManager, name: str, options: Options) -> None:
-        self._manager = manager
-        self._options = options
-        self._leases: dict[Any, AsyncLease] = {}  # by the task that acquired
-        self.name = name
-
-    @property
-    def lease(self) -> AsyncLease | None:
-        """The lease that this object holds, or `None`."""
-        try:
-            mine = self._leases.get(asyncio.current_task())
-        except RuntimeError:  # asked outside of a loop, as isinstance() does on Python 3.10 and 3.11
-            mine = None
-        return mine if mine is not None else max(self._leases.values(), key=bool, default=None)
-
-    async def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Whether the lock was acquired: at once, after waiting for ever, or within `timeout` seconds."""
-        try:
-            await self._take(lock_timeout(blocking, timeout))
-        except LockTimeout:
-            return False
-        return True
-
-    async def _take(self, timeout: float | None) -> AsyncLease:
-        lease = await self._manager._acquire(self._manager._attempt(self.name, self._options), timeout)
-        self._leases[asyncio.current_task()] = lease
-        return lease
-
-    async def release(self) -> None:
-        """Release the lock. Raises `NotHeld`, a `RuntimeError`, if this object does not hold it, else as a lease."""
-        lease = self.lease
-        if lease is None:
-            raise NotHeld(f"Lock is not acquired: this object does not hold {self.name!r}.", name=self.name)
-        await self._end(lease.release, lease)
-
-    async def _end(self, end: Callable[[], Coroutine[Any, Any, None]], lease: AsyncLease) -> None:
-        try:
-            await end()
-        except (LockLost, NotHeld):
-            self._forget(lease)
-            raise
-        self._forget(lease)
-
-    def _forget(self, lease: AsyncLease) -> None:
-        self._leases = {task: mine for task, mine in self._leases.items() if mine is not lease}
-
-    def locked(self) -> bool:
-        """Whether this object holds the lock. As `asyncio.Lock.locked` it cannot wait, so it does not ask the store;
-        `await manager.holder(name)` does."""
-        return any(self._leases.values())
-
-    async def __aenter__(self) -> AsyncLease:
-        lease = await self._take(None)
-        lease._enter()
-        return lease
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        lease = self.lease
-        if lease is None:
-            if error is None:
-                raise NotHeld("Lock is not acquired.", name=self.name)
-            return
-        try:
-            await lease.__aexit__(kind, error, tb)
-        finally:
-            self._forget(lease)
-
-    if not TYPE_CHECKING:
-        __enter__ = Missing(
-            "an AsyncLockManager's lock is entered by `async with`: for `with` make it by a LockManager"
-        )
-
-    def __repr__(self) -> str:
-        state = "locked" if self.locked() else "unlocked"
-        return f"<atomiclock.AsyncLock {self.name!r} object at {id(self):#x} [{state}]>"

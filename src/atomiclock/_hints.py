@@ -1,8 +1,13 @@
-"""What is said to who writes `with` for `async with`, or the other way round."""
+"""What is said to who takes sync code for async code, or the other way round."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import NoReturn
+
+from ._options import Options
+from .errors import ConfigurationError
 
 
 class WrongWith(TypeError, AttributeError):
@@ -21,3 +26,43 @@ class Missing:
 
     def __get__(self, instance: object, owner: type | None = None) -> NoReturn:
         raise WrongWith(self._instead)
+
+
+def refuse_cancel(options: Options) -> Options:
+    if options.on_lost == "cancel":
+        raise ConfigurationError('on_lost="cancel" needs `async with`: a thread cannot be cancelled; pass a callable')
+    if getattr(getattr(options.on_lost, "__code__", None), "co_flags", 0) & _COROUTINE:
+        raise ConfigurationError(
+            "on_lost is a coroutine function, which nobody awaits in sync code: pass a plain function"
+        )
+    return options
+
+
+_COROUTINE = 0x80
+"""`inspect.CO_COROUTINE`: to load that module takes milliseconds."""
+
+
+_warned = False
+
+
+def warn_in_event_loop() -> None:
+    """Say once that a thread which runs an event loop is about to block it."""
+    global _warned
+    events = sys.modules.get("asyncio.events")
+    if _warned or events is None or events._get_running_loop() is None:
+        return
+    _warned = True
+    warnings.warn(
+        "a plain `with` or acquire() blocks this thread's event loop while it waits; in async code use "
+        "`async with acquire_lock(...)`, or an AsyncLockManager",
+        RuntimeWarning,
+        stacklevel=_callers_level(),
+    )
+
+
+def _callers_level() -> int:
+    """The `stacklevel`, counted from who calls this, of the first code that is not this package's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    return level

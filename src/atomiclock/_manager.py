@@ -1,23 +1,20 @@
-"""The synchronous face: `LockManager`, `Lease`, and a lock with the contract of `threading.Lock`."""
+"""The synchronous face: `LockManager`, which makes leases and locks for threads."""
 
 from __future__ import annotations
 
 import math
-import sys
-import threading
-import warnings
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _observe, _plans, _process, _sync
 from ._core import Core, named, unavailable
-from ._hints import Missing
+from ._hints import Missing, refuse_cancel, warn_in_event_loop
 from ._hold import HELD, Hold
-from ._lease import LeaseView, must_release, note_on
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
+from ._sync_lease import Lease
+from ._sync_lock import ManagedLock
 from .backends import Extend, Holder, Peek, Remove, Unknown
-from .errors import BackendUnavailable, ConfigurationError, LockError, LockLost, LockTimeout, NotHeld
+from .errors import BackendUnavailable, LockError, LockLost, LockTimeout, NotHeld
 
 GRACE = 1.0
 """Seconds that an interrupted call takes to take back what it sent, before that goes on in the background."""
@@ -28,57 +25,6 @@ def grace_after(error: BaseException) -> float:
     if isinstance(error, LockTimeout):
         return 0.1  # no time is left, but the store has just answered, so it will not take long
     return 0.0 if isinstance(error, LockError) else GRACE
-
-
-class Lease(LeaseView):
-    """One grant of a lock, to release with `release()` or by leaving `with lease:`."""
-
-    __slots__ = ()
-
-    def extend(self, ttl: float | None = None) -> None:
-        """Let the lease live `ttl` seconds from now (default: its ttl), which later renewals then use too.
-
-        Raises `LockLost` if it is lost, `NotHeld` if it was released, and `BackendUnavailable` if the store did
-        not answer: it then lives on for as long as `remaining` says, and the call may be repeated.
-        """
-        self._manager._extend(self._hold, ttl)
-
-    def release(self) -> None:
-        """Give the lock back, if this lease still owns it: decided by the store, in one step.
-
-        Raises `NotHeld` if it was released before and `LockLost` if it was lost; another holder's lock is never
-        touched. Raises `BackendUnavailable` if the store did not answer: the release is repeated in the
-        background until the ttl is over, and may be called again.
-        """
-        self._manager._release(self._hold)
-
-    def __enter__(self) -> Lease:
-        """The lease itself. Raises `NotHeld` or `LockLost` if it is not held any more."""
-        self._hold.require(self._hold.io.terms.clock())
-        self._hold.entered = True
-        return self
-
-    if not TYPE_CHECKING:  # a type checker says so itself
-        __aenter__ = Missing(
-            "this lease was acquired by a LockManager, which blocks the event loop: in async code write "
-            "`async with acquire_lock(name, url) as lease`, or use an AsyncLockManager"
-        )
-
-    def _orphaned(self) -> None:
-        if self._hold.generation == _process.generation:
-            _sync.keeper.orphan(self._hold)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if must_release(self._hold):
-                self.release()
-        except LockError as trouble:
-            if error is None:
-                raise
-            note_on(error, trouble)
-        finally:
-            if self:  # interrupted before its release
-                self._orphaned()
 
 
 class LockManager:
@@ -108,7 +54,7 @@ class LockManager:
     ) -> None:
         given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay, handover)
         self._core = Core(url, client, given, "sync")
-        _refuse_cancel(self._core.options())
+        refuse_cancel(self._core.options())
         self._store: _sync.Store = self._core.performer("virtual_store", _sync.Store)
 
     def acquire(
@@ -168,7 +114,7 @@ class LockManager:
         given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
         options = self._core.options_for(name, given)
         self._core.key(name, options)
-        return ManagedLock(self, name, _refuse_cancel(options))
+        return ManagedLock(self, name, refuse_cancel(options))
 
     def holder(self, name: str, *, namespace: str | None = NONE) -> Holder | None:
         """Who holds `name`, or `None` if nobody does. For people: it may have changed before you read it.
@@ -207,14 +153,14 @@ class LockManager:
 
     def _attempt(self, name: str, options: Options) -> Hold:
         """A new attempt, checked; nothing is sent yet."""
-        _warn_in_event_loop()
-        return self._core.hold(name, _refuse_cancel(options), self._store)
+        warn_in_event_loop()
+        return self._core.hold(name, refuse_cancel(options), self._store)
 
     # For callers in this package that know a token: another process's, or one that is made from something else.
 
     def _adopt(self, name: str, token: str | None, given: Mapping[str, Any], make: Callable[..., Hold] = Hold) -> Hold:
         """An attempt under `token` (`None`: a new one), which is never passed on within this process."""
-        options = _refuse_cancel(self._core.options_for(name, given))
+        options = refuse_cancel(self._core.options_for(name, given))
         hold = self._core.hold(name, options, self._store, token or _process.new_token(), make)
         hold.handover = False
         return hold
@@ -319,165 +265,3 @@ class LockManager:
         finally:
             if hold in _sync.keeper.book.live:
                 _sync.keeper.add(hold)
-
-
-class ManagedLock:
-    """A lock with the contract of `threading.Lock`, held across processes and machines. See `atomiclock.Lock`.
-
-    Not re-entrant. Threads may share it, and one may release what another acquired.
-    """
-
-    def __init__(self, manager: LockManager, name: str, options: Options) -> None:
-        self._manager = manager
-        self._options = options
-        self._leases: dict[int, Lease] = {}  # by the thread that acquired
-        self.name = name
-
-    @property
-    def lease(self) -> Lease | None:
-        """The lease that this object holds, or `None`: this thread's, or else any that is not lost."""
-        mine = self._leases.get(threading.get_ident())
-        return mine if mine is not None else max(list(self._leases.values()), key=bool, default=None)
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Whether the lock was acquired: at once, after waiting for ever, or within `timeout` seconds.
-
-        Raises `ValueError` and `OverflowError` for the arguments that `threading.Lock` refuses, and
-        `BackendUnavailable` if the store did not answer.
-        """
-        wait = lock_timeout(blocking, timeout)
-        hold = self._manager._attempt(self.name, self._options)
-        try:
-            self._take(hold, wait)
-            return True
-        except LockTimeout:
-            return False
-        except BaseException as error:
-            self._undo(hold, error)
-            raise
-
-    def _take(self, hold: Hold, timeout: float | None) -> Lease:
-        lease = self._manager._acquire(hold, timeout)
-        self._leases[threading.get_ident()] = lease
-        return lease
-
-    def _undo(self, hold: Hold, error: BaseException) -> None:
-        """Leave nothing of an attempt that was interrupted on its last few steps."""
-        for thread, lease in list(self._leases.items()):
-            if lease._hold is hold:
-                self._leases.pop(thread, None)
-        self._manager._take_back(hold, error)
-
-    def release(self) -> None:
-        """Release the lock. Raises `NotHeld`, a `RuntimeError`, if it is not held here, else as `Lease.release`."""
-        lease = self.lease
-        if lease is None:
-            raise NotHeld(f"release unlocked lock: this object does not hold {self.name!r}", name=self.name)
-        try:
-            lease.release()
-        except (LockLost, NotHeld):
-            self._forget(lease)
-            raise
-        self._forget(lease)
-
-    def _forget(self, lease: Lease) -> None:
-        for thread, mine in list(self._leases.items()):
-            if mine is lease:
-                self._leases.pop(thread, None)
-
-    def locked(self) -> bool:
-        """Whether anybody holds the lock: this object, or, by asking the store, somebody else."""
-        return (
-            any(list(self._leases.values()))
-            or self._manager.holder(self.name, namespace=self._options.namespace) is not None
-        )
-
-    def __enter__(self) -> Lease:
-        hold = self._manager._attempt(self.name, self._options)
-        hold.entered = True
-        try:
-            return self._take(hold, None)
-        except BaseException as error:
-            self._undo(hold, error)
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        lease = None
-        try:
-            lease = self.lease
-            if lease is not None:
-                lease.__exit__(kind, error, tb)
-            elif error is None:  # released inside the block, as threading.Lock reports it
-                raise NotHeld(f"release unlocked lock: {self.name!r} was released inside the block", name=self.name)
-        finally:
-            lease = self.lease if lease is None else lease
-            if lease is not None:
-                self._forget(lease)
-                if lease:  # interrupted before its release
-                    lease._orphaned()
-
-    if not TYPE_CHECKING:
-        __aenter__ = Missing(
-            "a LockManager's lock is entered by `with`: for `async with` make it by an AsyncLockManager"
-        )
-
-    def __repr__(self) -> str:
-        state = "locked" if any(list(self._leases.values())) else "unlocked"
-        return f"<{state} atomiclock.Lock {self.name!r} object at {id(self):#x}>"
-
-
-def lock_timeout(blocking: bool, timeout: float) -> float | None:
-    """Our timeout for the two arguments of `threading.Lock.acquire`, refused in the same words."""
-    if not isinstance(timeout, (int, float)):
-        raise TypeError(f"{type(timeout).__name__!r} object cannot be interpreted as a number of seconds")
-    if not blocking:
-        if timeout != -1:
-            raise ValueError("can't specify a timeout for a non-blocking call")
-        return 0
-    if timeout == -1:
-        return None
-    if not timeout >= 0:
-        raise ValueError("timeout value must be a non-negative number")
-    if timeout > threading.TIMEOUT_MAX:
-        raise OverflowError("timeout value is too large")
-    return float(timeout)
-
-
-def _refuse_cancel(options: Options) -> Options:
-    if options.on_lost == "cancel":
-        raise ConfigurationError('on_lost="cancel" needs `async with`: a thread cannot be cancelled; pass a callable')
-    if getattr(getattr(options.on_lost, "__code__", None), "co_flags", 0) & _COROUTINE:
-        raise ConfigurationError(
-            "on_lost is a coroutine function, which nobody awaits in sync code: pass a plain function"
-        )
-    return options
-
-
-_COROUTINE = 0x80
-"""`inspect.CO_COROUTINE`: to load that module takes milliseconds."""
-
-
-_warned = False
-
-
-def _warn_in_event_loop() -> None:
-    """Say once that a thread which runs an event loop is about to block it."""
-    global _warned
-    events = sys.modules.get("asyncio.events")
-    if _warned or events is None or events._get_running_loop() is None:
-        return
-    _warned = True
-    warnings.warn(
-        "a plain `with` or acquire() blocks this thread's event loop while it waits; in async code use "
-        "`async with acquire_lock(...)`, or an AsyncLockManager",
-        RuntimeWarning,
-        stacklevel=_callers_level(),
-    )
-
-
-def _callers_level() -> int:
-    """The `stacklevel`, counted from who calls this, of the first code that is not this package's."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
-        level, frame = level + 1, frame.f_back
-    return level

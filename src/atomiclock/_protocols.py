@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from ._async_manager import AsyncLease
-    from ._manager import Lease
+    from ._async_lease import AsyncLease
+    from ._sync_lease import Lease
 
 
 @runtime_checkable

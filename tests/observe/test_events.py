@@ -15,7 +15,7 @@ from servers import RedisServer, free_port, wait_until
 
 import atomiclock
 from atomiclock import AsyncLockManager, Event, LockLost, LockManager, LockTimeout, NotHeld
-from atomiclock._manager import Lease
+from atomiclock._sync_lease import Lease
 
 
 class Recorder:

@@ -18,7 +18,7 @@ from atomiclock import (
     Lease,
     LockManager,
     LockTimeout,
-    _manager,
+    _hints,
     acquire_lock,
     try_lock,
 )
@@ -173,7 +173,7 @@ def test_an_acquired_lock_is_used_by_with_async_with_and_await() -> None:
 def test_a_plain_with_on_an_event_loops_thread_warns_once_and_names_async_with(
     enter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_manager, "_warned", False)
+    monkeypatch.setattr(_hints, "_warned", False)
     ways: dict[str, Any] = {
         "acquire_lock": lambda: acquire_lock("blocks", URL),
         "try_lock": lambda: try_lock("blocks", URL),
@@ -197,6 +197,6 @@ def test_a_plain_with_on_an_event_loops_thread_warns_once_and_names_async_with(
 
 
 def test_a_plain_with_without_a_loop_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_manager, "_warned", False)
+    monkeypatch.setattr(_hints, "_warned", False)
     with acquire_lock("quiet", URL), LockManager(URL).lock("quiet too"):
         pass

@@ -28,7 +28,7 @@ from atomiclock import (
     LockManager,
     LockTimeout,
     NotHeld,
-    _manager,
+    _hints,
     acquire_lock,
     try_lock,
 )
@@ -137,7 +137,7 @@ def test_a_forgotten_await_is_told() -> None:
 
 
 def test_a_plain_with_in_async_code_says_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_manager, "_warned", False)
+    monkeypatch.setattr(_hints, "_warned", False)
 
     async def main() -> None:
         with acquire_lock("g", URL):

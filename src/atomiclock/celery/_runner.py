@@ -14,8 +14,8 @@ from celery.utils.log import get_task_logger
 
 from .._api import manager_for
 from .._lease import must_release, note_on
-from .._manager import Lease
 from .._process import clock
+from .._sync_lease import Lease
 from ..errors import BackendRefused, BackendUnavailable, LockError, LockLost, LockTimeout
 from . import _done, _supply
 from ._abort import abortable, strike

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from .. import _process
-from .._manager import Lease, LockManager
+from .._manager import LockManager
+from .._sync_lease import Lease
 from ..backends._admin import Finding
 from ..errors import LockError, LockTimeout, NotHeld
 from ._store import Store, timed

@@ -11,7 +11,8 @@ from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
 from .._core import _host
-from .._manager import Lease, LockManager
+from .._manager import LockManager
+from .._sync_lease import Lease
 from ..errors import BackendUnavailable, ConfigurationError, LockLost, NotHeld
 from ._child import Child, Watcher, cannot_run
 from ._codes import LOST, SIGNAL, Fail

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .._manager import Lease
+from .._sync_lease import Lease
 from ._child import Child
 from ._terminal import Terminal
 

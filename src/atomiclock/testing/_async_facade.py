@@ -9,7 +9,9 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .._async_manager import AsyncLease, AsyncLockManager, ManagedAsyncLock
+from .._async_lease import AsyncLease
+from .._async_lock import ManagedAsyncLock
+from .._async_manager import AsyncLockManager
 from ..backends import Holder
 from ._facade import Colour, Held, LockFace
 

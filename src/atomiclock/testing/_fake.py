@@ -17,8 +17,8 @@ from ..backends import Holder
 from ._fake_world import Fake, close_fake, current_party, open_fake
 
 if TYPE_CHECKING:
-    from .._async_manager import AsyncLease
-    from .._manager import Lease
+    from .._async_lease import AsyncLease
+    from .._sync_lease import Lease
 
 
 class FakeStore:
