@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -117,7 +118,7 @@ def test_replica_is_refused(face: Face, redis_server: RedisServer, own_redis: Re
 
 
 def test_server_that_is_loading_is_waited_for_within_the_timeout(face: Face, tmp_path: Path) -> None:
-    slowly = ("--key-load-delay", "200", "--loading-process-events-interval-bytes", "1024", "--rdbcompression", "no")
+    slowly = ("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024", "--rdbcompression", "no")
     server = RedisServer(tmp_path, *slowly).start()
     try:
         with redis.Redis(port=server.port) as client:
@@ -131,11 +132,27 @@ def test_server_that_is_loading_is_waited_for_within_the_timeout(face: Face, tmp
         assert answer(server) == "loading"
         with pytest.raises(BackendUnavailable, match=r"(?i)loading"):
             locks.try_acquire("x")
-        with locks.acquire("x", timeout=20) as lease:
+        before = refused(server)
+        hurry = threading.Thread(target=let_it_load, args=(server, before + 2))
+        hurry.start()
+        with locks.acquire("x", timeout=30) as lease:
             assert lease
+        assert refused(server) >= before + 2
+        hurry.join()
         loading.join()
     finally:
         server.stop()
+
+
+def refused(server: RedisServer) -> int:
+    """How often the server has refused one of our scripts."""
+    return sum(map(int, re.findall(r"cmdstat_eval.*rejected_calls=(\d+)", server.command("INFO", "commandstats"))))
+
+
+def let_it_load(server: RedisServer, refusals: int) -> None:
+    """Once it has refused so many scripts, let it load as fast as it can."""
+    wait_until(lambda: refused(server) >= refusals, 20)
+    server.command("CONFIG", "SET", "key-load-delay", "0")
 
 
 def answer(server: RedisServer) -> str | None:

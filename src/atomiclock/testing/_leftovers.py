@@ -52,13 +52,13 @@ class LeftoverLaws(Laws):
     def test_failed_attempts_leave_nothing(
         self, locks: Locks, another: Locks, name: str, leftovers: Callable[[], int]
     ) -> None:
-        def fail() -> None:
+        def fail(timeout: float = 0.02) -> None:
             with locks.acquire(name):
                 assert another.try_acquire(name) is None
                 with pytest.raises((LockTimeout, BackendUnavailable)):  # a busy machine may not answer in that time
-                    another.acquire(name, timeout=0.02)
+                    another.acquire(name, timeout=timeout)
 
-        fail()
+        fail(1.0)  # time enough to open all that who waits needs
         before = (threading.active_count(), descriptors(), leftovers())
         for _ in range(20):
             fail()
