@@ -1,8 +1,9 @@
 """Is what we would publish what we tested? `nox -s package` runs this, from outside any virtual environment of ours.
 
 Builds sdist and wheel twice, from two copies of the tree in different places, and compares the bytes; builds the wheel
-from the sdist as well. Then installs the wheel with each extra into a new environment of each Python, and runs
-smoke.py there, in a directory of its own, against real servers. Leaves the files in dist/.
+from the sdist as well, and sees that an index can show its description. Then installs the wheel with each extra into a
+new environment of each Python, and runs smoke.py there, in a directory of its own, against real servers. Leaves the
+files in dist/.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,7 @@ def build(folder: Path) -> Path:
     if again != {wheel: first[wheel]}:
         raise SystemExit("the sdist makes another wheel than the tree")
     look_at(names, sdist)
+    page(folder / "here-dist")
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     shutil.copytree(folder / "here-dist", ROOT / "dist")
     print(f"{sdist} and {wheel}: two builds, the same bytes; in {os.path.relpath(ROOT / 'dist')}")
@@ -102,6 +105,19 @@ def look_at(names: list[str], sdist: str) -> None:
     version = sdist.removeprefix("atomiclock-").removesuffix(".tar.gz")
     if not re.search(rf"^## .*\b{re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M):
         raise SystemExit(f"CHANGELOG.md has no heading for {version}")
+
+
+def page(dist: Path) -> None:
+    """An index can show the description, in which no link needs a file that is not there."""
+    run([sys.executable, "-m", "twine", "check", "--strict", *map(str, dist.glob("atomiclock-*"))])
+    for archive in dist.glob("*.whl"):
+        with zipfile.ZipFile(archive) as opened:
+            (name,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+            text = opened.read(name).decode()
+        if "nox -s demo" not in text:
+            raise SystemExit(f"{archive.name} is not described by the README")
+        if dead := re.findall(r"\]\((?!https?:)[^)]*\)", text):
+            raise SystemExit(f"the description in {archive.name} has links to files: {dead}")
 
 
 @contextmanager
