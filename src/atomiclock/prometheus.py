@@ -21,6 +21,7 @@ HOLD_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 
 """Seconds. Waits are meant to be short; what is done under a lock takes from moments to hours."""
 
 _BY = ("lock", "backend")
+_OUTCOMES = ("acquired", "timeout", "unavailable")
 
 
 class Metrics:
@@ -28,6 +29,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, label: Callable[[str], str] | None) -> None:
         self._labels = Labels(label)
+        self._begun: set[tuple[str, str]] = set()
         self.acquires = Counter(
             "atomiclock_acquires",
             "Attempts that ended, by how: acquired, timeout, unavailable",
@@ -55,7 +57,9 @@ class Metrics:
 
     def __call__(self, event: Event) -> None:
         by = (self._labels(event.name), event.backend)
-        if event.kind in ("acquired", "timeout", "unavailable"):
+        if by not in self._begun:
+            self._begin(by)
+        if event.kind in _OUTCOMES:
             self.acquires.labels(*by, event.kind).inc()
             if event.waited is not None:
                 self.waits.labels(*by, event.kind).observe(event.waited)
@@ -67,6 +71,14 @@ class Metrics:
             self.renewals.labels(*by).inc()
         elif event.kind in ("released", "lost"):
             self._ended(event, by)
+
+    def _begin(self, by: tuple[str, str]) -> None:
+        """Let all counters of a lock be seen at 0. Prometheus takes one that begins at 1 for no increase."""
+        self._begun.add(by)
+        for outcome in _OUTCOMES:
+            self.acquires.labels(*by, outcome)
+        for counter in (self.contended, self.renewals, self.losses):
+            counter.labels(*by)
 
     def _ended(self, event: Event, by: tuple[str, str]) -> None:
         self.held.labels(*by).dec()

@@ -82,6 +82,17 @@ def test_prometheus_shows_what_is_held() -> None:
         assert registry.get_sample_value("atomiclock_held", {"lock": "any", "backend": "memory"}) == 0
 
 
+def test_prometheus_shows_all_counters_of_a_lock_from_its_first_event_on() -> None:
+    """Of a counter that begins at 1, `increase()` says 0: the first loss would ring no bell."""
+    registry = CollectorRegistry()
+    with stopping(atomiclock.prometheus.export(registry)), LockManager("memory://") as locks, locks.acquire("x:1"):
+        by = {"lock": "x:*", "backend": "memory"}
+        for counter in ("losses", "renewals", "contended"):
+            assert registry.get_sample_value(f"atomiclock_{counter}_total", by) == 0
+        for outcome in ("timeout", "unavailable"):
+            assert registry.get_sample_value("atomiclock_acquires_total", {**by, "outcome": outcome}) == 0
+
+
 def points(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
     data = reader.get_metrics_data()
     assert data is not None
@@ -195,3 +206,15 @@ def test_the_dashboard_asks_for_metrics_that_there_are(redis_server: RedisServer
     shown = {name.removesuffix("_bucket") for name in used}
     ours = {re.sub("_(bucket|count|sum)$", "", name) for name in samples if not name.endswith("_created")}
     assert ours == shown
+
+
+def test_no_panel_of_the_dashboard_covers_another() -> None:
+    dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+    covered = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in dashboard["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(covered) == len(set(covered))
+    assert max(x for x, _ in covered) < 24, "Grafana's grid has 24 columns"
