@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from . import _options
+from ._hints import warn_if_thrown_away
 from ._names import check_name
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, overrides
 from .errors import ConfigurationError, LockTimeout, NotHeld
@@ -45,9 +46,9 @@ def acquire_lock(
     - `timeout`: seconds, 0 or more, to wait in all, also if the server hangs; `None` for ever, 0 for one attempt.
     - `renew`: extend the lease until it is released, so that `ttl` bounds only what a crash blocks.
     - `max_hold`: seconds after which it is renewed no more although the body still runs; `None` for no bound.
-    - `namespace`: prefix of the key in the store, "atomiclock" if not said; "" shares a lock with other software.
+    - `namespace`: prefix of the key in the store, `"atomiclock"` if not said; `""` shares a lock with other software.
     - `owner`: a label for people; `host:pid:thread` if not said.
-    - `on_lost`: called with the lease when it is lost; or "cancel", in async code, to cancel the body.
+    - `on_lost`: called with the lease when it is lost; or `"cancel"`, in async code, to cancel the body.
     - `lock_delay`: seconds for which a lock that was lost, not released, is granted to nobody else.
 
     Entering raises `LockTimeout` when the time is over, `BackendUnavailable` when the store does not answer.
@@ -71,7 +72,10 @@ def try_lock(
     on_lost: OnLost = NONE,
     lock_delay: float = ZERO,
 ) -> Try:
-    """As `acquire_lock`, but never waits: entering gives the lease, or `None` if somebody else holds the lock."""
+    """As `acquire_lock`, but never waits: entering gives the lease, or `None` if somebody else holds the lock.
+
+    The block is entered in both cases. Only `as lease` and a look at it tell which it is.
+    """
     given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
     _name_comes_first(name, url, "try_lock")
     return Try(check_name(name), url, _checked(name, {**given, "timeout": 0}))
@@ -105,7 +109,7 @@ class Acquire(Generic[L, A]):
         self._name = name
         self._url = url
         self._given = given
-        self._entered: list[tuple[int, Any]] = []  # (thread, lease), innermost last
+        self._entered: list[tuple[int, Any]] | None = None  # (thread, lease), innermost last; `None`: never used
 
     def _none_if_busy(self) -> bool:
         return False
@@ -122,6 +126,10 @@ class Acquire(Generic[L, A]):
 
         def __await__(self) -> NoReturn:
             raise TypeError(f"this is entered, not awaited: {self._enter_it('async ')}")
+
+    def __del__(self) -> None:
+        if self._entered is None:
+            warn_if_thrown_away(self._enter_it())
 
     def _enter_it(self, how: str = "") -> str:
         call = "try_lock" if self._none_if_busy() else "acquire_lock"
@@ -142,12 +150,12 @@ class Acquire(Generic[L, A]):
         hold.entered = True
         try:
             lease = manager._acquire(hold, options.timeout)
-            self._entered.append((get_ident(), lease))
+            self._enter(get_ident(), lease)
             return cast(L, lease)
         except LockTimeout:
             if not self._none_if_busy():
                 raise
-            self._entered.append((get_ident(), None))
+            self._enter(get_ident(), None)
             return cast(L, None)
         except BaseException as error:
             manager._take_back(hold, error)  # also when interrupted on the last few steps
@@ -171,10 +179,10 @@ class Acquire(Generic[L, A]):
         except LockTimeout:
             if not self._none_if_busy():
                 raise
-            self._entered.append((_task(), None))
+            self._enter(_task(), None)
             return cast(A, None)
         lease._enter()
-        self._entered.append((_task(), lease))
+        self._enter(_task(), lease)
         return cast(A, lease)
 
     async def __aexit__(
@@ -184,15 +192,21 @@ class Acquire(Generic[L, A]):
         if lease is not None:
             await lease.__aexit__(kind, error, tb)
 
+    def _enter(self, who: int, lease: Any) -> None:
+        if self._entered is None:
+            self._entered = [(who, lease)]
+        else:
+            self._entered.append((who, lease))
+
     def _leave(self, who: int) -> Any:
         entry = self._innermost(who)
-        self._entered.remove(entry)
+        self._entered.remove(entry)  # type: ignore[union-attr]  # it was found there
         return entry[1]
 
     def _innermost(self, who: int) -> tuple[int, Any]:
-        mine = [entry for entry in self._entered if entry[0] == who]
         if not self._entered:
             raise NotHeld(f"the lock {self._name!r} was not entered", name=self._name)
+        mine = [entry for entry in self._entered if entry[0] == who]
         return (mine or self._entered)[-1]
 
     def __call__(self, function: F) -> F:
@@ -200,7 +214,9 @@ class Acquire(Generic[L, A]):
         import inspect
         from functools import wraps
 
+        self._entered = []
         _refuse_to_decorate(function)
+        _refuse_a_template(self._name, function)
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004  # not whether, but what it is
 
             @wraps(function)
@@ -228,7 +244,7 @@ class Acquire(Generic[L, A]):
         return type(self)(self._name, self._url, self._given)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name!r}>"
+        return f"<{type(self).__name__} {self._name!r}{'' if self._entered else ' (not entered)'}>"
 
 
 class Try(Acquire["Lease | None", "AsyncLease | None"]):
@@ -259,6 +275,19 @@ def _refuse_to_decorate(given: Any) -> None:
             f"{given.__qualname__} is a generator: it would be locked only until its first value is asked for; "
             "use `with acquire_lock(...)` inside it"
         )
+
+
+def _refuse_a_template(name: str, function: Any) -> None:
+    """Raise `ConfigurationError` for a name that would be filled in by `exclusive` of `atomiclock.celery`."""
+    import inspect
+
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    for argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ():
+        if f"{{{argument}}}" in name:
+            raise ConfigurationError(
+                f"the name {name!r} is taken as it is written, with each call the same: to lock by an argument, "
+                f"use `with acquire_lock(f{name!r}):` inside {function.__qualname__}"
+            )
 
 
 def _task() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import FrameType
 from typing import NoReturn
 
 from ._options import Options
@@ -58,6 +59,29 @@ def warn_in_event_loop() -> None:
         RuntimeWarning,
         stacklevel=_callers_level(),
     )
+
+
+def warn_if_thrown_away(instead: str) -> None:
+    """Warn if who drops the last reference is a statement that made a lock and did nothing with it.
+
+    To be called by `__del__`. A lock that was kept for later, and never used, is nobody's mistake.
+    """
+    try:
+        frame = sys._getframe(2)
+    except ValueError:  # the interpreter ends
+        return
+    if _throws_a_value_away(frame):
+        warnings.warn(f"this statement acquires nothing: {instead}", RuntimeWarning, stacklevel=3)
+
+
+def _throws_a_value_away(frame: FrameType) -> bool:
+    """Whether `frame` is at the end of a statement that is a call and nothing else."""
+    from dis import get_instructions, opmap  # needed for a mistake only
+
+    if frame.f_code.co_code[frame.f_lasti] != opmap["POP_TOP"]:
+        return False
+    before = [step.opname for step in get_instructions(frame.f_code) if step.offset < frame.f_lasti]
+    return bool(before) and before[-1].startswith("CALL")  # else it ends a `with` or `except`
 
 
 def _callers_level() -> int:

@@ -137,3 +137,11 @@ def warn_dropped(hold: Hold) -> None:
     )
     if _observe.observers:
         _observe.ended(hold, "its lease was dropped without release")
+
+
+def warn_stuck(hold: Hold) -> None:
+    log.warning(
+        "this thread waits without a timeout for the lock %r, which it holds itself: a lock is not re-entrant",
+        hold.name,
+        extra={**_observe.fields(_observe.event_of("contended", hold)), "lock_event": "stuck"},
+    )

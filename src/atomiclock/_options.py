@@ -87,7 +87,9 @@ def overrides(
 
 def _number(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(f"{key} is a number of seconds, not {type(value).__name__}: {value!r}")
+        in_seconds = getattr(value, "total_seconds", None)  # as a timedelta has
+        hint = f"; write {key}={in_seconds():g}" if callable(in_seconds) else ""
+        raise ConfigurationError(f"{key} is a number of seconds, not {type(value).__name__}: {value!r}{hint}")
     try:
         return float(value)
     except OverflowError:

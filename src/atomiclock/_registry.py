@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from os import PathLike, fspath
 from typing import Any, NamedTuple
 
 from ._url import mask, nearest, parse
@@ -78,6 +79,8 @@ def backend_of(client: object, colour: str) -> Backend:
             return backend
     if isinstance(client, type):
         raise ConfigurationError(f"give a client, not its class: {client.__name__}(...)")
+    if isinstance(client, PathLike):
+        raise ConfigurationError(f"a path is no URL: write 'sqlite:///{fspath(client)}'")
     raise ConfigurationError(
         f"no backend takes a {type(client).__module__}.{type(client).__qualname__}: give a URL such as "
         "'redis://localhost:6379/0', or a client of redis-py, pymemcache, python-etcd3 or aetcd"

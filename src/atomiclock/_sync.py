@@ -10,9 +10,9 @@ from queue import Empty
 from typing import Any, TypeVar
 
 from . import _process
-from ._hold import Hold
+from ._hold import HELD, Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
-from ._lease import warn_dropped, warn_lost
+from ._lease import warn_dropped, warn_lost, warn_stuck
 from ._line import Lines
 from ._plans import Plan, Sleep, Terms, ended
 from ._post import Post
@@ -107,9 +107,19 @@ class Store:
         ticket = self.lines.enter(hold, ThreadGate)
         if ticket is None:
             return False
+        if timeout is None:
+            self._look_for_ourselves(hold)
         for seconds in self.lines.stand(ticket, keeper, begun, timeout):
             ticket.gate.wait(seconds)
         return True
+
+    def _look_for_ourselves(self, hold: Hold) -> None:
+        """Warn if this thread holds what it is about to wait for without end."""
+        front = self.lines.front(hold.key)
+        if front is None or front.label is not None or hold.label is not None:
+            return
+        if front.state == HELD and front.owner is hold.owner:  # made once for each thread
+            warn_stuck(hold)
 
     def close(self) -> None:
         """Close what is open; a later ask opens it again."""

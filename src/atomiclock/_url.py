@@ -10,6 +10,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from ._options import IN_URL, Options, from_text
 from .errors import ConfigurationError
 
+FILES = "and for a lock in a file sqlite:///relative.db or sqlite:////absolute.db"
+
 
 @dataclass(frozen=True)
 class URL:
@@ -59,9 +61,8 @@ def parse(text: str) -> URL:
     shown = mask(text)
     scheme, separator, _ = text.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
-        raise ConfigurationError(
-            f"{shown!r} is not a backend's URL: write scheme://..., such as redis://localhost:6379/0"
-        )
+        hint = FILES if re.search(r"^[./~]|\.(db|sqlite3?|lock)$", text) else "such as redis://localhost:6379/0"
+        raise ConfigurationError(f"{shown!r} is not a backend's URL: write scheme://..., {hint}")
     if re.search(r"[\s\x00-\x1f\x7f]", text):
         raise ConfigurationError(f"{shown!r} has white space or a control character: percent-encode it")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import importlib
 import inspect
 import os
@@ -11,12 +12,14 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import EtcdServer, MemcachedServer, RedisServer, free_port
+from servers import EtcdServer, MemcachedServer, RedisServer, free_port, wait_until
 
 from atomiclock import (
     AsyncLock,
@@ -136,6 +139,36 @@ def test_a_forgotten_await_is_told() -> None:
     asyncio.run(main())
 
 
+def test_a_statement_that_only_makes_a_lock_is_told() -> None:
+    for call in (acquire_lock, try_lock):
+        with pytest.warns(RuntimeWarning, match=rf"acquires nothing: write `with {call.__name__}\('q', ") as caught:
+            call("q", URL)
+        assert caught[0].filename == __file__
+
+
+def test_a_lock_that_is_kept_used_or_looked_at_is_no_such_statement(recwarn: pytest.WarningsRecorder) -> None:
+    def kept() -> None:
+        later = acquire_lock("r", URL)
+        del later
+
+    kept()
+    assert repr(acquire_lock("r", URL)) == "<Acquire 'r' (not entered)>"
+    with acquire_lock("r", URL):
+        pass
+    with contextlib.suppress(KeyError), acquire_lock("r", URL):
+        raise KeyError
+    acquire_lock("r", URL)(lambda: None)()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(try_lock("r", URL))
+
+    async def main() -> None:
+        async with acquire_lock("r", URL):
+            pass
+
+    asyncio.run(main())
+    assert not [str(one.message) for one in recwarn]
+
+
 def test_a_plain_with_in_async_code_says_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_hints, "_warned", False)
 
@@ -173,6 +206,15 @@ def test_what_is_decorated_must_be_a_function() -> None:
     assert Job().below()
 
 
+def test_a_decorators_name_is_no_template() -> None:
+    def job(number: int, *, feed_url: str) -> None: ...
+
+    for name, argument in (("feed:{feed_url}", "feed_url"), ("{number}", "number")):
+        with pytest.raises(ConfigurationError, match=rf"acquire_lock\(f'.*{argument}.*'\):` inside .*job"):
+            acquire_lock(name, URL)(job)
+    acquire_lock("{other}", URL)(job)
+
+
 @pytest.mark.parametrize("name", [42, None, b"a", ("a", 1)])
 def test_a_name_of_the_wrong_type_is_shown_with_an_example(name: Any) -> None:
     for call in (lambda: acquire_lock(name, URL), lambda: locks.acquire(name), lambda: async_locks.lock(name)):
@@ -186,6 +228,14 @@ def test_arguments_in_each_others_place_are_told() -> None:
     assert "hunter2" not in str(swapped.value) + str(swapped.value.name)
     with pytest.raises(ConfigurationError, match="timeout=5"):
         acquire_lock("invoice:42", 5)  # type: ignore[arg-type]  # the mistake
+
+
+def test_a_timedelta_is_told_in_seconds() -> None:
+    minute: Any = datetime.timedelta(minutes=1)
+    with pytest.raises(ConfigurationError, match=r"number of seconds, not timedelta: .*; write ttl=60"):
+        acquire_lock("s", URL, ttl=minute)
+    with pytest.raises(ConfigurationError, match="write timeout=60"):
+        locks.acquire("s", timeout=minute)
 
 
 def test_a_coroutine_function_for_on_lost_is_refused_where_nobody_would_await_it() -> None:
@@ -206,6 +256,25 @@ def test_a_release_too_many_says_which_lock() -> None:
         locks.lock("j").release()
     with pytest.raises(NotHeld, match="does not hold 'j'"):
         asyncio.run(async_locks.lock("j").release())
+
+
+def test_who_waits_for_itself_without_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    lease = locks.acquire("u")
+    waits = threading.Thread(target=lambda: locks.acquire("u").release(), name=threading.current_thread().name)
+    waits.start()  # another thread, of the same label
+    wait_until(lambda: locks._store.lines._lines["atomiclock:u"].waiting, what="it waits")
+    lease.release()
+    waits.join()
+    assert not caplog.records, "it waited for another thread"
+
+    lease = locks.acquire("u")
+    timer = threading.Thread(target=lambda: (wait_until(lambda: caplog.records, what="it is told"), lease.release()))
+    timer.start()
+    locks.acquire("u").release()
+    timer.join()
+    (told,) = caplog.records
+    assert "for the lock 'u', which it holds itself: a lock is not re-entrant" in told.getMessage()
+    assert (told.levelname, told.__dict__["lock_event"]) == ("WARNING", "stuck")
 
 
 def test_who_waits_for_itself_is_told_that_a_lock_is_not_reentrant() -> None:
@@ -247,11 +316,22 @@ def test_a_lock_object_shared_over_a_fork_says_to_acquire_anew() -> None:
         ("redis://localhost?timout=5", "did you mean 'timeout'?"),
         ("sqlite://locks.db", "sqlite:///relative/locks.db"),
         ("localhost:6379", "scheme://"),
+        ("/tmp/locks", "for a lock in a file sqlite:///relative.db"),
+        ("locks.db", "for a lock in a file sqlite:///relative.db"),
     ],
 )
 def test_a_url_that_nobody_serves_names_one_that_is(url: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         LockManager(url)
+
+
+def test_a_path_in_place_of_a_url_is_told_as_one(tmp_path: Path) -> None:
+    path: Any = tmp_path / "locks.db"
+    for use in (lambda: LockManager(path), lambda: enter(acquire_lock("v", path))):
+        with pytest.raises(ConfigurationError, match=re.escape(f"write 'sqlite:///{path}'")):
+            use()
+    with LockManager(f"sqlite:///{path}") as store, store.acquire("v"):
+        assert path.exists()
 
 
 @pytest.mark.parametrize(
@@ -292,7 +372,7 @@ def test_a_class_in_place_of_a_client_is_told() -> None:
 def test_a_port_where_nobody_listens_is_named(scheme: str) -> None:
     port = free_port()
     with pytest.raises(BackendUnavailable, match=rf"'m': {scheme}://127.0.0.1:{port} is not reachable.*[Rr]efused"):
-        enter(acquire_lock("m", f"{scheme}://127.0.0.1:{port}", timeout=0.3))
+        enter(acquire_lock("m", f"{scheme}://127.0.0.1:{port}", timeout=10))
 
 
 def test_a_port_of_another_server_is_named(
@@ -302,7 +382,7 @@ def test_a_port_of_another_server_is_named(
     for scheme, port in ports.items():
         said = "HTTP/2" if scheme == "etcd" else "does not speak"
         with pytest.raises(BackendUnavailable, match=rf"{scheme}://127.0.0.1:{port} is not reachable: .*{said}"):
-            enter(acquire_lock("n", f"{scheme}://127.0.0.1:{port}", timeout=0.5))
+            enter(acquire_lock("n", f"{scheme}://127.0.0.1:{port}", timeout=10))
 
 
 def test_a_ttl_under_the_step_of_the_store_is_kept_by_our_own_clock(memcached_server: MemcachedServer) -> None:
