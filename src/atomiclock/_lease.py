@@ -68,9 +68,11 @@ class LeaseView:
         return self._hold.lost_reason if self.lost else None
 
     def check(self) -> None:
-        """Raise `LockLost` if the lease is lost. Local, no I/O: call it before each step that needs the lock."""
-        if self._hold.over(self._hold.io.terms.clock()):
-            self._hold.raise_lost()
+        """Raise `LockLost` if the lease is lost, or `NotHeld` if it was released.
+
+        Local, no I/O: call it before each step that needs the lock.
+        """
+        self._hold.require(self._hold.io.terms.clock())
 
     def __copy__(self) -> NoReturn:
         raise TypeError("a lease is one grant to one holder: pass it on instead of copying it")

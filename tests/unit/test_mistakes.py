@@ -258,6 +258,20 @@ def test_a_release_too_many_says_which_lock() -> None:
         asyncio.run(async_locks.lock("j").release())
 
 
+def test_a_lease_that_was_released_passes_no_check() -> None:
+    async def main() -> None:
+        async with acquire_lock("t", URL) as lease:
+            lease.check()
+        with pytest.raises(NotHeld, match="'t' was released before"):
+            lease.check()
+
+    with acquire_lock("t", URL) as lease:
+        lease.check()
+    with pytest.raises(NotHeld, match="'t' was released before"):
+        lease.check()
+    asyncio.run(main())
+
+
 def test_who_waits_for_itself_without_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
     lease = locks.acquire("u")
     waits = threading.Thread(target=lambda: locks.acquire("u").release(), name=threading.current_thread().name)
