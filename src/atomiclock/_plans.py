@@ -163,7 +163,7 @@ class _Attempt:
             raise
         if not isinstance(answer, Granted):
             hold.in_flight -= adds
-            self._refused(busy, answer, sent)
+            yield from self._refused(busy, answer, sent)
         return answer
 
     def _add(self, sent: float) -> Add:
@@ -187,8 +187,8 @@ class _Attempt:
         bound, ttl = min(until + terms.each, self.deadline), hold.ttl + hold.delay
         return Wait(hold.key, hold.token, self.begun, until, busy.signals, bound, hold.notes, ttl, hold.owner)
 
-    def _refused(self, busy: Busy | None, answer: Busy | None, sent: float) -> None:
-        """The store answered, and not with yes. Raises when that was the last chance."""
+    def _refused(self, busy: Busy | None, answer: Busy | None, sent: float) -> Plan[None]:
+        """The store answered, and not with yes. Raises when that was the last chance, and not before its time."""
         self.hold.waited = self.hold.waited or not self.once  # a store with queues has us in one now
         self.patience.answered()
         self.hold.refused = answer or busy
@@ -197,8 +197,12 @@ class _Attempt:
         now = self.terms.clock()
         if busy is None:
             self.latency = now - sent
-        # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned.
-        if self.once or (answer is None and now + 2 * self.latency >= self.deadline):
+        # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned. If there is time
+        # for one it is made, although the last may have taken longer, which perhaps had to connect.
+        late = answer is None and now + self.latency >= self.deadline
+        if late and now < self.deadline:
+            yield Sleep(self.deadline)
+        if self.once or late:
             raise self._timed_out(answer or busy)
 
     def _timed_out(self, busy: Busy | None) -> LockTimeout:

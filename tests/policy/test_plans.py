@@ -115,6 +115,15 @@ def test_waiting_is_one_total_deadline() -> None:
     assert caught.value.waited == script.now - 1000.0
 
 
+def test_who_wakes_late_after_a_slow_first_answer_is_not_told_no_before_its_time() -> None:
+    """The first request had to connect, so the wait ends long before the deadline; and the machine is busy."""
+    script = Script((0.3, Busy(60.0)), (1.12, None), (0.01, Busy(60.0)), (0.565, None))
+    with pytest.raises(LockTimeout):
+        script.run(acquire(script.hold(), 2.0, script.terms))
+    assert [type(ask) for ask in script.asked] == [Add, Wait, Add, Wait, Sleep]
+    assert script.now == 1002.0
+
+
 def test_a_waiter_asks_again_when_the_holder_must_be_over() -> None:
     script = Script((0.0, Busy(1.5)), (1.5, None), (0.0, Granted(1)))
     script.run(acquire(script.hold(), None, script.terms))
