@@ -71,7 +71,8 @@ class Client:
         except (LockTimeout, *self.unknown) as error:
             self.log("refused", outcome=type(error).__name__)
             return
-        self.log("got", token=lease.token, fence=lease.fence)
+        at = time.monotonic()
+        self.log("got", at, believed=bool(lease), token=lease.token, fence=lease.fence)
         if self.work(lease, self.rng.choice(orders["works"])):
             self.release(lease)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 Span = tuple[float, float]
+Fault = tuple[str, float, float]
+"""Whom it befell, since when, until when."""
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Hold:
     """The last time of which it is known that it believed to hold."""
     over: float = 0.0
     """When its end was known to it; `end` if it died."""
+    believed: bool = True
+    """Whether it believed to hold at `start`: an answer may come when the lease is over, and then proves nothing."""
     token: str = ""
     fence: int | None = None
     fate: str = "died"
@@ -53,15 +57,19 @@ class History:
     waits: list[Wait] = field(default_factory=list)
     rests: list[dict[str, Any]] = field(default_factory=list)
     """What each process had open at its beginning and at its end."""
-    stops: list[tuple[str, float, float]] = field(default_factory=list)
+    stops: list[Fault] = field(default_factory=list)
     """Who was stopped by SIGSTOP, from when to when."""
+    cuts: list[Fault] = field(default_factory=list)
+    """Whose network had a fault."""
+    killed: dict[str, float] = field(default_factory=dict)
+    """Who was killed by SIGKILL, and when."""
 
     @classmethod
     def read(
-        cls, files: Iterable[Path], stops: Sequence[tuple[str, float, float]], killed: Mapping[str, float]
+        cls, files: Iterable[Path], stops: Iterable[Fault], killed: Mapping[str, float], cuts: Iterable[Fault] = ()
     ) -> History:
         """The history in `files`, one for each process, of which some were `killed`, each at its time."""
-        history = cls(stops=list(stops))
+        history = cls(stops=list(stops), cuts=list(cuts), killed=dict(killed))
         for path in files:
             lines = path.read_text().split("\n")[:-1]  # the last line of a killed process may be torn
             history._client(path.stem, [json.loads(line) for line in lines], killed.get(path.stem))
@@ -83,11 +91,16 @@ class History:
             elif what in ("got", "refused") and invoked is not None:
                 self.waits.append(Wait(client, invoked, at, event.get("outcome", "granted")))
                 if what == "got":
-                    hold = Hold(client, invoked, at, at, at, event["token"], event["fence"])
+                    hold = Hold(client, invoked, at, at, at, event["believed"], event["token"], event["fence"])
                     self.holds.append(hold)
                 invoked = None
         if invoked is not None and killed is not None:
             self.waits.append(Wait(client, invoked, killed, "died"))
+
+    @property
+    def believed(self) -> list[Hold]:
+        """The holds but those whose answer came when the lease was over: those may stand anywhere."""
+        return [hold for hold in self.holds if hold.believed]
 
     def __str__(self) -> str:
         fates = {
@@ -99,7 +112,7 @@ class History:
 def overlaps(history: History, forgiven: Sequence[Span] = ()) -> list[str]:
     """Never two leases at once. `forgiven`: spans after the store lost its data, in which nobody can know."""
     wrong, last = [], None
-    for hold in history.holds:
+    for hold in history.believed:
         if last is not None and hold.start < last.end:
             both = (hold.start, min(hold.end, last.end))
             if not any(since <= both[0] and both[1] <= until for since, until in forgiven):
@@ -111,10 +124,9 @@ def overlaps(history: History, forgiven: Sequence[Span] = ()) -> list[str]:
 
 def fences(history: History) -> list[str]:
     """Fences grow in the order of the grants."""
-    believed = [hold for hold in history.holds if hold.end > hold.start]  # one that came late may stand anywhere
     return [
         f"{later.client} got fence {later.fence} after {hold.client} had {hold.fence}"
-        for hold, later in pairwise(believed)
+        for hold, later in pairwise(history.believed)
         if hold.fence is None or later.fence is None or later.fence <= hold.fence
     ]
 
@@ -135,16 +147,34 @@ def starved(history: History, most: int) -> list[str]:
     return wrong
 
 
-def stuck(history: History, most: float) -> list[str]:
-    """Nobody waits longer than `most` seconds while nobody holds: a ttl and a margin, if the last holder died."""
+def stuck(history: History, most: float, places: bool = False) -> list[str]:
+    """Nobody waits longer than `most` seconds while nobody holds: a ttl and a margin, if the last holder died.
+
+    `places`: the store keeps the place of a waiter, too, for the ttl after its last word, and serves nobody behind it
+    before. So it is told from the last fault that befell another waiter.
+    """
     wrong = []
     held = [(hold.start, hold.over) for hold in history.holds]
     for wait in history.waits:
+        others = struck(history, wait.client) if places else []
         stops = [(since, until) for client, since, until in history.stops if client == wait.client]
-        longest = max((b - a for a, b in without((wait.invoked, wait.ended), [*held, *stops])), default=0.0)
+        longest = max((b - a for a, b in without((wait.invoked, wait.ended), [*held, *stops, *others])), default=0.0)
         if longest > most:
             wrong.append(f"{wait.client} waited {longest:.2f} s for a lock that nobody held ({wait.outcome})")
     return wrong
+
+
+def struck(history: History, but: str) -> list[Span]:
+    """The faults that befell waiters other than `but`. Who was stopped or killed has said nothing since it began; with
+    a fault in its network it may be heard, and not hear, until that is over."""
+    faults = [(client, at, at) for client, at in history.killed.items()]
+    faults += [(client, since, since) for client, since, _ in history.stops]
+    return [
+        (since, until)
+        for client, since, until in [*faults, *history.cuts]
+        if client != but
+        and any(wait.client == client and wait.invoked <= until and wait.ended >= since for wait in history.waits)
+    ]
 
 
 def without(span: Span, others: Iterable[Span]) -> list[Span]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from colours import COLOURS
-from history import History
+from history import Fault, History
 from wire import Kind, Wire
 
 import atomiclock
@@ -36,7 +36,9 @@ class Scene:
             "works": [0.0, 0.01, 0.05], "rests": [0.0, 0.005], **orders,
         }  # fmt: skip
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.stops: list[tuple[str, float, float]] = []
+        self.stops: list[Fault] = []
+        self.cuts: list[Fault] = []
+        self.wired: list[str] = []
         self.killed: dict[str, float] = {}
         self._number = 0
 
@@ -46,6 +48,7 @@ class Scene:
         url = self.url
         if self.wire is not None and number % self.apart == self.apart - 1:
             url = url.replace(str(self.wire.upstream), str(self.wire.port))
+            self.wired.append(client)
         orders = {
             **self.orders, "url": url, "colour": COLOURS[number // 2 % 2], "seconds": seconds,
             "seed": self.rng.random(), "log": str(self.folder / f"{client}.log"),
@@ -84,7 +87,7 @@ class Scene:
                 said = (self.folder / f"{client}.errors").read_text()
                 assert code == 0, f"{client}: {said}"
                 assert "Traceback" not in said, f"{client}: {said}"  # that a lease was lost is logged, and right
-        return History.read(sorted(self.folder.glob("client*.log")), self.stops, self.killed)
+        return History.read(sorted(self.folder.glob("client*.log")), self.stops, self.killed, self.cuts)
 
     def _kill(self, client: str) -> None:
         self.running[client].kill()
@@ -119,10 +122,12 @@ KINDS: tuple[Kind, ...] = (
 def cut_off(scene: Scene, left: float) -> None:
     """A fault of the network for half of them."""
     assert scene.wire is not None
+    begun = time.monotonic()
     scene.wire.strike(scene.rng.choice(KINDS))
     time.sleep(min(left, scene.rng.choice([0.1, 0.5, scene.orders["ttl"] * 1.2])))
     scene.wire.heal()
     scene.wire.deliver()
+    scene.cuts += [(client, begun, time.monotonic()) for client in scene.wired]
 
 
 def slow_replies(scene: Scene, left: float) -> None:

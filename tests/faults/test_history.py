@@ -61,7 +61,7 @@ def test_under_every_fault_no_two_hold_and_nobody_is_stuck(
         history = scene.play(chosen(5, 15), 4, (stopped, killed, *([cut_off] if wire else [])))
         assert overlaps(history) == []
         assert fences(history) == []
-        assert stuck(history, ttl + STEPS.get(backend, 0) + MARGIN) == []
+        assert stuck(history, ttl + STEPS.get(backend, 0) + MARGIN, places=backend == "etcd") == []
         assert leaks(history, [], 8 if backend == "etcd" else 3) == []  # whose streams have threads, up to so many
         assert len(history.holds) > 4, "it went on"
         note(f"history of {backend}, seed {seed}: {history}, {len(history.waits)} acquires: clean")
@@ -172,10 +172,19 @@ def test_the_laws_by_hand() -> None:
     assert overlaps(History([one, two])) == ["a and b both held for 0.5000 s"]
     assert overlaps(History([one, two]), [(1.4, 2.1)]) == []
     assert overlaps(History([one, Hold("b", 0, 2, 3, 3)])) == []
+    glance, late = Hold("b", 0, 1.5, 1.5, 1.6, fence=1), Hold("b", 0, 1.5, 1.5, 1.6, believed=False, fence=1)
+    assert overlaps(History([one, glance])) == ["a and b both held for 0.0000 s"]
+    assert len(fences(History([one, glance]))) == 1
+    assert overlaps(History([one, late])) == fences(History([one, late])) == [], "it came when the lease was over"
     assert len(fences(History([one, two]))) == 1
     assert without((0, 10), [(1, 2), (1.5, 3), (9, 12)]) == [(0, 1), (3, 9)]
     assert len(stuck(History([one], [Wait("b", 2, 9, "granted")]), 5)) == 1
     assert stuck(History([one], [Wait("b", 2, 9, "granted")], stops=[("b", 4, 8)]), 5) == []
+    two_waits = History([one], [Wait("b", 2, 9, "granted"), Wait("c", 2, 4.5, "died")], killed={"c": 4.5})
+    assert len(stuck(two_waits, 5)) == 1
+    assert stuck(two_waits, 5, places=True) == [], "it is told from when the other died"
+    assert len(stuck(two_waits, 4, places=True)) == 1
+    assert len(stuck(History([one], two_waits.waits[:1], killed={"c": 4.5}), 5, places=True)) == 1, "c did not wait"
     assert len(untold(History([one]), (1.2, 1.3), 0.5)) == 1
     assert untold(History([one]), (0.9, 1.3), 0.5) == [], "it may have been granted after the loss"
     waits = [Wait("b", 0, 7, "granted")]
