@@ -171,6 +171,37 @@ def test_waiter_that_is_killed_keeps_nobody_out(any_url: str) -> None:
         assert locks.holder("x") is None
 
 
+def test_waiters_that_are_killed_one_after_the_other_keep_nobody_out_for_longer_than_the_last_of_them(
+    any_url: str,
+) -> None:
+    """On etcd each has a place in the queue, which stands for the ttl after its last word: they end side by side."""
+    with LockManager(any_url) as locks, LockManager(any_url) as others, contextlib.ExitStack() as stack:
+        held = locks.acquire("x", ttl=20, timeout=5)
+        waiters = [stack.enter_context(child(WAIT, any_url)) for _ in range(3)]
+        for process in waiters:
+            assert line_of(process) == "waiting"
+        time.sleep(0.5)
+        served: list[float] = []
+
+        def be_served() -> None:
+            lease = others.acquire("x", timeout=60)
+            served.append(time.monotonic())
+            lease.release()
+
+        last = threading.Thread(target=be_served)
+        last.start()
+        time.sleep(0.5)
+        held.release()
+        died = 0.0
+        for process in waiters:
+            process.kill()
+            process.wait()
+            died = time.monotonic()
+            time.sleep(0.7)
+        last.join(60)
+        assert served[0] - died < orphaned_for(any_url, 2) + 0.5
+
+
 CYCLES = """
 import sys
 from atomiclock import LockManager
