@@ -1,4 +1,4 @@
-"""KeyboardInterrupt, or Celery's soft time limit, wherever CPython can raise one in acquire and release.
+"""KeyboardInterrupt, or Celery's soft time limit, wherever CPython can raise one in acquire, extend and release.
 
 CPython looks for signals when a function begins, when a loop turns, and after a call of a C function (before 3.11
 after any call): those are the points tried here, in our frames and in all that they call. One remains that no
@@ -29,7 +29,7 @@ from servers import wait_until
 from tally import LONG, chosen, note
 from wire import wire_to
 
-from atomiclock import LockManager, NotHeld, acquire_lock
+from atomiclock import Lease, LockManager, NotHeld, acquire_lock
 
 SAMPLE = 40
 TTL = 5
@@ -126,21 +126,28 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module", autouse=True)
 def counted() -> Iterator[None]:
     yield
-    note(f"{sum(TRIED.values())} interrupts inside acquire and release: {dict(TRIED)}")
+    note(f"{sum(TRIED.values())} interrupts inside acquire, extend and release: {dict(TRIED)}")
 
 
 TRIED: Counter[str] = Counter()
 
 
 class Subject:
-    """One way to take a lock and give it back; `lease` is what the caller got."""
+    """One way to take a lock and give it back, or to keep it; `release` is what the caller knows."""
 
-    def __init__(self, url: str, name: str, warm: bool) -> None:
-        self.url, self.name = url, name
+    def __init__(self, url: str, name: str, way: str, warm: bool) -> None:
+        self.url, self.name, self._way = url, name, way
         self.manager = LockManager(url, ttl=TTL)
         if warm:
             self.manager.holder(name)
         self.release: Callable[[], Any] | None = None
+        self.lease: Lease | None = None
+        if way == "extended":
+            self.lease = self.manager.acquire(name, timeout=5, renew=False)
+            self.release = self.lease.release
+
+    def run(self) -> None:
+        getattr(self, self._way)()
 
     def managed(self) -> None:
         lease = self.manager.acquire(self.name, timeout=5)
@@ -157,12 +164,22 @@ class Subject:
         with acquire_lock(self.name, self.url, timeout=5, ttl=TTL):
             pass
 
-    def with_lease(self) -> None:
+    def with_lock(self) -> None:
         with self.manager.lock(self.name):
             pass
 
+    def with_lease(self) -> None:
+        with self.manager.acquire(self.name, timeout=5):
+            pass
 
-WAYS = ("managed", "like_threading", "with_block", "with_lease")
+    def extended(self) -> None:
+        assert self.lease is not None
+        self.lease.extend()
+        self.lease.extend(2 * TTL)
+        self.lease.extend(TTL - 1)
+
+
+WAYS = ("managed", "like_threading", "with_block", "with_lock", "with_lease", "extended")
 
 
 # redis-py's connect leaves a socket that it was about to use to the garbage collector.
@@ -176,21 +193,22 @@ def test_interrupt_at_any_point_leaves_no_lock_that_the_caller_does_not_know_of(
     witness = LockManager(url)
     foreign = witness.acquire(f"foreign {way} {warm}", ttl=600, timeout=0)
     for _ in range(2):  # the first makes what the process has but once
-        subject = Subject(url, "count", warm)
+        subject = Subject(url, "count", way, warm)
         counter = Interrupter(0)
         with counter:
-            getattr(subject, way)()
+            subject.run()
+        settle(subject, witness)
         subject.manager.close()
     points = range(1, counter.points + 1)
     step = 1 if LONG else max(1, len(points) // SAMPLE)
     wrong: list[str] = []
     tried = 0
     for at in points[at_random(step) :: step]:
-        subject = Subject(url, f"name {at}", warm)
+        subject = Subject(url, f"name {at}", way, warm)
         interrupted = False
         with Interrupter(at) as interrupter:
             try:
-                getattr(subject, way)()
+                subject.run()
             except KeyboardInterrupt:
                 interrupted = True
             except BaseException as error:
@@ -217,6 +235,14 @@ def at_random(step: int) -> int:
 
 def settle(subject: Subject, witness: LockManager) -> None:
     """What a caller does after an interrupt: release what it knows of. Then nothing may be left."""
+    if subject.lease is not None:
+        holder = witness.holder(subject.name)
+        assert holder is not None
+        assert holder.token == subject.lease.token
+        assert 0 < subject.lease.remaining <= (holder.remaining or 0.0), (
+            "it believes no longer than the store will keep it"
+        )
+        subject.lease.extend()
     if subject.release is not None:
         with suppress(NotHeld):
             subject.release()

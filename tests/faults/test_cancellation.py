@@ -1,4 +1,4 @@
-"""A task cancelled at any await of acquire, wait and release leaves nothing behind and can be tried again."""
+"""A task cancelled at any await of acquire, wait, extend and release leaves nothing behind and can be tried again."""
 
 from __future__ import annotations
 
@@ -49,6 +49,24 @@ class Case:
         async with self.locks.lock(self.name):
             pass
 
+    async def hold(self) -> None:
+        self.lease = await self.locks.acquire(self.name, timeout=5, ttl=5, renew=False)
+
+    async def extend(self) -> None:
+        await self.lease.extend()
+        await self.lease.extend(10)
+        await self.lease.extend(4)
+
+    async def is_true(self, witness: AsyncLockManager) -> None:
+        """What the lease says is what the store has, and it can be extended."""
+        holder = await witness.holder(self.name)
+        assert holder is not None
+        assert holder.token == self.lease.token
+        assert 0 < self.lease.remaining <= (holder.remaining or 0.0), (
+            "it believes no longer than the store will keep it"
+        )
+        await self.lease.extend()
+
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 3) -> None:
     end = time.monotonic() + seconds
@@ -81,11 +99,11 @@ TRIED: Counter[str] = Counter()
 @pytest.fixture(scope="module", autouse=True)
 def counted() -> Iterator[None]:
     yield
-    note(f"{sum(TRIED.values())} cancellations inside acquire and release: {dict(TRIED)}")
+    note(f"{sum(TRIED.values())} cancellations inside acquire, extend and release: {dict(TRIED)}")
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
-@pytest.mark.parametrize("way", ["acquire", "acquire_and_release", "block", "shared_block", "lock_block"])
+@pytest.mark.parametrize("way", ["acquire", "acquire_and_release", "block", "shared_block", "lock_block", "extend"])
 def test_cancelled_at_any_turn_of_the_loop_leaves_no_lock(
     url: str, way: str, warm: bool, request: pytest.FixtureRequest
 ) -> None:
@@ -97,7 +115,11 @@ def test_cancelled_at_any_turn_of_the_loop_leaves_no_lock(
             if warm:
                 await locks.holder("warm up")
             case = Case(url, locks, f"name {turns}")
+            if way == "extend":
+                await case.hold()
             cancelled = await cancelled_after(turns, getattr(case, way)())
+            if way == "extend":
+                await case.is_true(witness)
             if case.lease is not None:
                 with suppress(NotHeld):
                     await case.lease.release()
