@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from servers import MemcachedServer, RedisServer
+
+sys.path.append(str(Path(__file__).parents[1] / "faults"))  # for its proxy, and both colours behind one face
 
 BACKENDS = "django.core.cache.backends."
 ENTRIES = {"MAX_ENTRIES": 1_000_000}
@@ -68,3 +71,19 @@ def rows(django_project: dict[str, Any], database: Path) -> Callable[[], int]:
             return int(db.execute("SELECT count(*) FROM cache_entries").fetchone()[0])
 
     return count
+
+
+@pytest.fixture
+def caches_are(django_project: dict[str, Any]) -> Iterator[Callable[..., None]]:
+    """Replaces CACHES by those given, alias by alias, for one test."""
+    from django.test import override_settings
+
+    overridden: list[Any] = []
+
+    def replace(**aliases: Any) -> None:
+        overridden.append(override_settings(CACHES=aliases))
+        overridden[-1].enable()
+
+    yield replace
+    for one in reversed(overridden):
+        one.disable()

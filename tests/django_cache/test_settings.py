@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,22 +24,6 @@ from atomiclock.errors import BackendRefused, ConfigurationError
 
 BACKENDS = "django.core.cache.backends."
 ENTRIES = {"MAX_ENTRIES": 1_000_000}
-
-
-@pytest.fixture
-def caches_are(django_project: dict[str, Any]) -> Iterator[Callable[..., None]]:
-    """Replaces CACHES by those given, alias by alias, for one test."""
-    from django.test import override_settings
-
-    overridden: list[Any] = []
-
-    def replace(**aliases: Any) -> None:
-        overridden.append(override_settings(CACHES=aliases))
-        overridden[-1].enable()
-
-    yield replace
-    for one in reversed(overridden):
-        one.disable()
 
 
 def refusal(url: str) -> str:

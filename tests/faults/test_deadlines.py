@@ -6,16 +6,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from colours import Face
 from proxy import Fault, Proxy
-from servers import RedisServer, free_port
+from servers import RedisServer, free_port, wait_until
+from wire import nobody_accepts, wire_to
 
 from atomiclock import BackendUnavailable
 
 FOR_EVER = 9**9
+SCHEMES = ("redis", "memcached", "etcd")
 MARGIN = 0.6
 """Seconds by which a call may be late on a busy machine: connecting, taking back, waking up."""
 STALL = 0.5
@@ -26,23 +29,6 @@ def listener() -> Iterator[socket.socket]:
     """Connections are accepted by the kernel, and nobody ever reads or answers."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock
-
-
-@pytest.fixture
-def full_listener() -> Iterator[tuple[str, int]]:
-    """A port whose backlog is full: connecting hangs, as with a firewall that drops packets."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as sock:
-        address = sock.getsockname()
-        fillers = []
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(address)
-            fillers.append(filler)
-        time.sleep(0.05)
-        yield address
-        for filler in fillers:
-            filler.close()
 
 
 def ends_unavailable(face: Face, call: Callable[[], Any], at_most: float, at_least: float = 0.0) -> None:
@@ -81,12 +67,34 @@ def test_one_attempt_ends_at_the_bound_of_a_request_when(face: Face, proxy: Prox
     ends_unavailable(face, lambda: locks.try_acquire("x"), 0.7 + MARGIN)
 
 
-@pytest.mark.parametrize("scheme", ["redis", "memcached", "etcd"])
-def test_acquire_ends_at_its_timeout_when_nobody_accepts(
-    face: Face, full_listener: tuple[str, int], scheme: str
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_acquire_ends_at_its_timeout_when_nobody_accepts(face: Face, scheme: str) -> None:
+    with nobody_accepts() as port:
+        locks = face.manager(f"{scheme}://127.0.0.1:{port}")
+        ends_unavailable(face, lambda: locks.acquire("x", timeout=0.7), 0.7 + MARGIN, 0.5)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_holders_calls_end_in_time_when_nobody_accepts_any_more(
+    face: Face, scheme: str, request: pytest.FixtureRequest
 ) -> None:
-    locks = face.manager(f"{scheme}://127.0.0.1:{full_listener[1]}")
-    ends_unavailable(face, lambda: locks.acquire("x", timeout=0.7), 0.7 + MARGIN, 0.5)
+    server = request.getfixturevalue(f"{scheme}_server")
+    with wire_to(server.port, http2=scheme == "etcd") as wire:
+        locks = face.manager(f"{scheme}://127.0.0.1:{wire.port}?io_timeout=0.7")
+        lease = locks.acquire("x", renew=False)
+        wire.strike("refused")
+        with nobody_accepts(wire.port):
+            ends_unavailable(face, lease.extend, 0.7 + MARGIN)
+            ends_unavailable(face, lease.release, 0.7 + MARGIN)
+        wire.heal()
+        wait_until(lambda: released(lease), 10, "it can be released when the network is well again")
+
+
+def released(lease: Any) -> bool:
+    with suppress(BackendUnavailable):
+        lease.release()
+        return True
+    return False
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "memcached", "etcd"])

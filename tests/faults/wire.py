@@ -11,6 +11,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any, Literal, TypeVar
 
@@ -278,3 +279,16 @@ def wire_to(port: int, http2: bool = False) -> Iterator[Wire]:
         yield wire
     finally:
         wire.close()
+
+
+@contextlib.contextmanager
+def nobody_accepts(port: int = 0) -> Iterator[int]:
+    """A port whose backlog is full: connecting hangs, as with a firewall that drops packets."""
+    with socket.create_server(("127.0.0.1", port), backlog=0) as sock, contextlib.ExitStack() as fillers:
+        address = sock.getsockname()
+        for _ in range(4):
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        time.sleep(0.05)
+        yield address[1]
