@@ -17,6 +17,13 @@ import tally
 from servers import EtcdServer, MemcachedServer, RedisServer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long form tries five to ten times as much in a test, so that takes as much longer before it is stuck."""
+    for item in items if tally.LONG else ():
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1200))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):  # one of several that pytest-xdist runs
         session.config.workeroutput["counted"] = tally.LINES

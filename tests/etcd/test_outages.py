@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from servers import EtcdServer, free_port, wait_until
 
-from atomiclock import BackendUnavailable, LockError, LockManager, LockTimeout
+from atomiclock import BackendUnavailable, LockError, LockLost, LockManager, LockTimeout
 from atomiclock.testing._facade import Colour, Interrupted, Locks, interrupt_main_thread, open_locks
 
 SLACK = 2.0
@@ -235,6 +235,24 @@ def test_what_is_held_is_held_over_a_restart(own_etcd: EtcdServer, opened: Calla
     assert got[0].fence > lease.fence
     got[0].release()
     wait_until(lambda: not own_etcd.leases(), 10, what="nothing is left; what was kept for the next one ends by itself")
+
+
+def test_leases_that_the_cluster_ends_all_at_once_are_told_within_one_renewal_and_others_get_in(
+    etcd_server: EtcdServer, opened: Callable[..., Locks]
+) -> None:
+    """As a leader does that was stuck (etcd#15247). A client cannot know it before it asks."""
+    locks, others = opened(etcd_server.url, ttl=6), opened(etcd_server.url, ttl=6)
+    held = [locks.acquire(name) for name in "abc"]
+    for lease in etcd_server.leases():
+        etcd_server.ctl("lease", "revoke", lease)
+    later = [others.acquire(name, timeout=5) for name in "abc"]
+    wait_until(lambda: all(lease.lost for lease in held), 6 / 3 + SLACK, "told within one renewal interval")
+    for lease, successor in zip(held, later, strict=True):
+        assert "the store no longer has it" in str(lease.lost_reason), "told by the store, and not by its own clock"
+        with pytest.raises(LockLost):
+            lease.release()
+        assert successor.fence > lease.fence
+        successor.release()  # which nobody has touched
 
 
 def test_interrupts_at_any_time_leave_nothing_and_harm_no_later_call(etcd_server: EtcdServer) -> None:

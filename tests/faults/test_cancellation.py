@@ -18,7 +18,7 @@ from servers import RedisServer, wait_until
 from tally import LONG, chosen, note
 from wire import wire_to
 
-from atomiclock import AsyncLockManager, LockTimeout, NotHeld, acquire_lock
+from atomiclock import AsyncLockManager, LockLost, LockTimeout, NotHeld, acquire_lock
 
 Step = Callable[["Case"], Awaitable[None]]
 
@@ -231,6 +231,32 @@ def test_cancelled_waiter_leaves_and_the_next_gets_the_wake_up(url: str) -> None
         await locks.aclose()
 
     asyncio.run(main())
+
+
+def test_a_loss_cancels_the_body_that_held_it_and_nothing_else(url: str) -> None:
+    """Not the body around it, not a task beside it, and not what its task does after the block."""
+    done: list[str] = []
+
+    async def beside(locks: AsyncLockManager, gone: asyncio.Event) -> None:
+        async with locks.acquire("beside", timeout=5, on_lost="cancel"):
+            await gone.wait()
+            await asyncio.sleep(0.01)
+            done.append("beside")
+
+    async def main() -> None:
+        async with AsyncLockManager(url) as locks, locks.acquire("around", timeout=5, on_lost="cancel"):
+            gone = asyncio.Event()
+            other = asyncio.create_task(beside(locks, gone))
+            with pytest.raises(LockLost):
+                async with locks.acquire("inner", ttl=1, timeout=5, renew=False, on_lost="cancel"):
+                    await asyncio.sleep(20)
+            gone.set()
+            await asyncio.sleep(0.01)
+            done.append("around")
+            await other
+
+    asyncio.run(main())
+    assert sorted(done) == ["around", "beside"]
 
 
 def test_wait_for_leaves_nothing_behind_when_it_expires(url: str) -> None:

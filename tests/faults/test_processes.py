@@ -147,6 +147,56 @@ def test_holder_that_was_stopped_past_its_ttl_knows_at_once_and_touches_nobody(a
     locks.close()
 
 
+STAND_STILL = {
+    # C code that keeps the interpreter until a byte comes: no thread of this process runs meanwhile.
+    "C code keeps the interpreter": """
+import ctypes, sys
+from atomiclock import LockManager, LockLost
+lease = LockManager(sys.argv[1]).acquire("x", ttl=1)
+print("held", flush=True)
+ctypes.PyDLL(None).read(0, ctypes.create_string_buffer(1), 1)
+held = bool(lease)
+try:
+    lease.release()
+except LockLost:
+    print(held, "lost", flush=True)
+sys.stdin.read()
+""",
+    "the event loop is blocked": """
+import asyncio, os, sys
+from atomiclock import AsyncLockManager, LockLost
+async def main():
+    lease = await AsyncLockManager(sys.argv[1]).acquire("x", ttl=1)
+    print("held", flush=True)
+    os.read(0, 1)
+    held = bool(lease)
+    await asyncio.sleep(0)
+    try:
+        await lease.release()
+    except LockLost:
+        print(held, "lost", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.parametrize("how", STAND_STILL)
+def test_holder_that_cannot_run_past_its_ttl_knows_at_once_and_touches_nobody_when(any_url: str, how: str) -> None:
+    with LockManager(any_url) as locks, child(STAND_STILL[how], any_url) as process:
+        assert line_of(process) == "held"
+        with locks.acquire("x", timeout=10, ttl=30) as lease:  # while it lives, and is not stopped
+            assert process.stdin is not None
+            process.stdin.write("x")
+            process.stdin.flush()
+            assert line_of(process) == "False lost"
+            time.sleep(0.7)  # a renewal of the other would have come by now
+            lease.check()
+            holder = locks.holder("x")
+            assert holder is not None
+            assert holder.token == lease.token
+
+
 WAIT = """
 import sys
 from atomiclock import LockManager
