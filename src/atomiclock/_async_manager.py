@@ -159,13 +159,10 @@ class AsyncLockManager:
     async def _get(self, hold: Hold, timeout: float | None) -> bool:
         """Get the lock for `hold`, from the store or from within this process. True if others wait behind."""
         core, store = self._core, self._store
-        begun, token = core.terms.clock(), hold.token
+        begun = core.terms.clock()
         stood = core.in_line and timeout != 0 and await store.stand(hold, begun, timeout)
-        # Not before: it costs a call of the system, in which other threads find us in the line and get in it, too.
-        hold.grant = token or _process.new_token()
         if hold.state == HELD:
             return False
-        hold.token = hold.grant
         rest = store.lines.rest(hold, core.pause) if stood and core.pause else 0.0
         try:
             await store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))

@@ -85,7 +85,7 @@ class Core:
 
     def options(self, given: Mapping[str, Any] | None = None) -> Options:
         """This manager's options, with those that a call gave."""
-        version = _options.version()  # read first: who changes it meanwhile makes us look again
+        version = _options.version  # read first: who changes it meanwhile makes us look again
         if self._version != version:
             self._options = self._checked(_options.base().with_(self._given))
             self._version = version
@@ -116,11 +116,13 @@ class Core:
     def key(self, name: str, options: Options) -> str:
         return key_of(options.namespace, check_name(name))
 
-    def hold(self, name: str, options: Options, io: Any, token: str = "", make: Callable[..., Hold] = Hold) -> Hold:
-        """A new attempt at `name`. Unless `token` says it, its token is made when its turn has come."""
-        key = self.key(name, options)
-        owner = default_owner() if options.owner is None else options.owner
-        hold = make(name, key, owner, token, options, io)
+    def hold(
+        self, name: str, options: Options, io: Any, token: str | None = None, make: Callable[..., Hold] = Hold
+    ) -> Hold:
+        """A new attempt at `name`, under a new token unless `token` says it."""
+        key, owner = key_of(options.namespace, check_name(name)), options.owner
+        owner = default_owner() if owner is None else owner
+        hold = make(name, key, owner, token or _process.new_token(), options, io)
         hold.handover = options.handover and self._hands_over
         return hold
 

@@ -10,6 +10,7 @@ from ._options import Options
 from .errors import LockLost, NotHeld
 
 TRYING, HELD, RELEASING, RELEASED, LOST = "trying", "held", "releasing", "released", "lost"
+NEVER, EVER = -math.inf, math.inf
 
 RENEWALS_PER_TTL = 3
 """A renewal is due after a third of the ttl, so that two may fail before the lease is in danger."""
@@ -72,14 +73,11 @@ class Hold:
         self.name = name
         self.key = key
         self.owner = owner
-        self.label = options.owner  # which the application chose, if it did
         self.token = token  # what the store knows it by
         self.grant = token  # what the application knows it by; differs if the lock was passed on in this process
-        self.ttl = options.ttl
-        self.delay = options.lock_delay  # seconds that the store keeps it beyond our ttl, which releases take off
-        self.renew = options.renew
-        self.handover = options.handover  # whether it may be passed on in this process
-        self.on_lost = options.on_lost
+        # `label` is the owner that the application chose, if it did; `delay` are seconds that the store keeps it beyond
+        # our ttl, which releases take off; `handover`: whether it may be passed on in this process.
+        self.ttl, _, self.renew, max_hold, _, self.label, self.on_lost, self.handover, self.delay = options
         self.outlives = False  # whether it stands when this process has ended
         self.io = io  # whose store it is; opaque here
         self.lease: Any = None  # a weak reference to the lease that the application has
@@ -87,8 +85,8 @@ class Hold:
         self.notes: dict[str, Any] = {}  # the adapter's
         self.state = TRYING
         self.fence: int | None = None
-        self.valid_until = -math.inf
-        self.renew_until = math.inf if options.max_hold is None else options.max_hold
+        self.valid_until = NEVER
+        self.renew_until = EVER if max_hold is None else max_hold
         self.lost_reason: str | None = None
         self.refused: Any = None  # a `Busy`: what the store, if it answers, said last to us or to who was before us
         # What may be left at the store if we stop here:
@@ -96,9 +94,9 @@ class Hold:
         self.claimed = False  # an add was answered with yes
         self.waited = False  # the store may know us as a waiter, or have woken us
         self.releases_unanswered = 0
-        self.last_sent = -math.inf  # the last add, or extension
+        self.last_sent = NEVER  # the last add, or extension
         # The keeper's:
-        self.due = math.inf
+        self.due = EVER
         self.due_ticket = self.end_ticket = -1
         self.renewing: float | None = None  # the ttl of its renewal under way
         self.entered = False  # by `with`: to release it is the business of nobody else
@@ -237,7 +235,8 @@ class Hold:
 
     def begin_release(self, now: float) -> None:
         """Raise what the release of a lease that is not held raises; else no renewal follows."""
-        self.require(now, releasing=True)
+        if not (self.state == HELD and now < self.valid_until and self.generation == _process.generation):
+            self.require(now, releasing=True)
         self.state = RELEASING
 
     def require(self, now: float, releasing: bool = False) -> None:

@@ -98,7 +98,8 @@ class Book:
             return
         with self.mutex:
             self.live.discard(hold)
-            self._new.pop(hold, None)
+            if self._new.pop(hold, hold) is None and hold.due_ticket < 0:
+                return  # it had no place in them yet
             if len(self._dues) + len(self._ends) > 64 + 4 * len(self.live):
                 self._dues = [entry for entry in self._dues if self._is_due(entry)]
                 self._ends = [entry for entry in self._ends if self._is_end(entry)]
@@ -220,7 +221,7 @@ def _end(hold: Hold) -> float:
 
 def needed_at(hold: Hold) -> float:
     """When `hold` needs attention. Who wakes the keeper for it must not wake it later: `Book.add` counts on that."""
-    return min(hold.due, _end(hold))
+    return -math.inf if hold.state == LOST else min(hold.due, hold.valid_until)
 
 
 def keep(book: Book, terms: Callable[[Hold], Terms], clock: Callable[[], float]) -> Plan[None]:

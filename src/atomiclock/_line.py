@@ -228,8 +228,10 @@ class Lines:
         if line is None:
             return
         with self._mutex:
-            self._complete(line)
-            line.waiting.pop(hold, None)  # also of who is in front, if a signal came between the two
+            if line.passing is not None:
+                self._complete(line)
+            if line.waiting:
+                line.waiting.pop(hold, None)  # also of who is in front, if a signal came between the two
             if line.front is hold:
                 self._advance(hold.key, line)
 
@@ -249,7 +251,7 @@ class Lines:
 
     def _advance(self, key: str, line: Line) -> None:
         """Let the next in line be in front; without one the line is gone."""
-        said = _said(line.front)
+        said = _said(line.front) if line.waiting else None
         while line.waiting:
             hold, ticket = next(iter(line.waiting.items()))
             hold.refused = said

@@ -154,14 +154,16 @@ class LockManager:
     def _attempt(self, name: str, options: Options) -> Hold:
         """A new attempt, checked; nothing is sent yet."""
         warn_in_event_loop()
-        return self._core.hold(name, refuse_cancel(options), self._store)
+        if options.on_lost is not None:
+            refuse_cancel(options)
+        return self._core.hold(name, options, self._store)
 
     # For callers in this package that know a token: another process's, or one that is made from something else.
 
     def _adopt(self, name: str, token: str | None, given: Mapping[str, Any], make: Callable[..., Hold] = Hold) -> Hold:
         """An attempt under `token` (`None`: a new one), which is never passed on within this process."""
         options = refuse_cancel(self._core.options_for(name, given))
-        hold = self._core.hold(name, options, self._store, token or _process.new_token(), make)
+        hold = self._core.hold(name, options, self._store, token, make)
         hold.handover = False
         return hold
 
@@ -197,13 +199,10 @@ class LockManager:
     def _get(self, hold: Hold, timeout: float | None) -> bool:
         """Get the lock for `hold`, from the store or from within this process. True if others wait behind."""
         core, store = self._core, self._store
-        begun, token = core.terms.clock(), hold.token
+        begun = core.terms.clock()
         stood = core.in_line and timeout != 0 and store.stand(hold, begun, timeout)
-        # Not before: it costs a call of the system, in which other threads find us in the line and get in it, too.
-        hold.grant = token or _process.new_token()
         if hold.state == HELD:
             return False
-        hold.token = hold.grant
         rest = store.lines.rest(hold, core.pause) if stood and core.pause else 0.0
         try:
             store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))

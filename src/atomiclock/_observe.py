@@ -49,6 +49,9 @@ class Event(NamedTuple):
         return self.place.replace(":", " ").partition(" ")[0]
 
 
+NO_LEASE = ("contended", "timeout", "unavailable")
+"""What happens before a lock is granted."""
+
 Observer = Callable[[Event], object]
 
 observers: tuple[Observer, ...] = ()
@@ -117,7 +120,8 @@ def fields(event: Event) -> dict[str, Any]:
 
 def event_of(kind: Kind, hold: Hold, **facts: Any) -> Event:
     place = getattr(getattr(hold.io, "backend", None), "place", "")
-    return Event(kind, hold.name, place, hold.owner, hold.grant, hold.ttl, hold.fence, **facts)
+    token = "" if kind in NO_LEASE else hold.grant
+    return Event(kind, hold.name, place, hold.owner, token, hold.ttl, hold.fence, **facts)
 
 
 # What happens. Each is called only if somebody observes.

@@ -24,6 +24,11 @@ class Default:
     def __repr__(self) -> str:
         return repr(self.value)
 
+    def __eq__(self, other: object) -> bool:
+        return self is other  # and nobody else is asked
+
+    __hash__ = object.__hash__
+
 
 TTL: Any = Default(30.0)
 NONE: Any = Default(None)
@@ -52,14 +57,14 @@ class Options(NamedTuple):
         return self._replace(**{key: CHECKS[key](key, value) for key, value in passed.items()})
 
 
-_MOSTLY = (Default,) * 7
-"""Most calls give none."""
+_NOTHING = (TTL, NONE, TRUE, NONE, NONE, NONE, NONE, ZERO, TRUE)
+"""What `overrides` is given by most calls."""
 
 
 def overrides(
-    ttl: Any = NONE,
+    ttl: Any = TTL,
     timeout: Any = NONE,
-    renew: Any = NONE,
+    renew: Any = TRUE,
     max_hold: Any = NONE,
     namespace: Any = NONE,
     owner: Any = NONE,
@@ -68,8 +73,7 @@ def overrides(
     handover: Any = TRUE,
 ) -> dict[str, Any]:
     """The options that a call really gave."""
-    kinds = type(ttl), type(timeout), type(renew), type(max_hold), type(namespace), type(owner), type(on_lost)
-    if kinds == _MOSTLY and type(lock_delay) is Default and type(handover) is Default:
+    if _NOTHING == (ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay, handover):  # noqa: SIM300  # ours ask nobody else
         return {}
     given = {
         "ttl": ttl,
@@ -205,7 +209,8 @@ def from_text(key: str, text: str) -> Any:
 
 _FALLBACK_URL = "sqlite://"
 _configured: dict[str, Any] = {}
-_version = 0
+version = 0
+"""Changes whenever `configure()` was called, so that what was derived from it can be kept until then."""
 
 
 def configure(
@@ -228,7 +233,7 @@ def configure(
     URL's, and a URL's beat these.
     Raises `ConfigurationError` for a value out of range, and then changes nothing.
     """
-    global _version
+    global version
     changed = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay, handover)
     Options().with_(changed)
     given_url: object = url
@@ -241,17 +246,12 @@ def configure(
             check(given_url)
         changed["url"] = given_url
     _configured.update(changed)
-    _version += 1
+    version += 1
 
 
 def configured_url() -> str:
     """The URL for calls that give none."""
     return _configured.get("url") or os.environ.get("ATOMICLOCK_URL") or _FALLBACK_URL
-
-
-def version() -> int:
-    """Changes whenever `configure()` was called, so that what was derived from it can be kept until then."""
-    return _version
 
 
 def base() -> Options:

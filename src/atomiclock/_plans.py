@@ -101,15 +101,30 @@ def acquire(
     plan leaves behind when it raises is noted in `hold`, for `abandon`. The timeout counts from `begun`.
     `rest`: seconds for which the lock is first left to others, where there is time for that.
     """
-    attempt = _Attempt(hold, timeout, terms, terms.clock() if begun is None else begun)
+    clock = terms.clock
+    attempt = _Attempt(hold, timeout, terms, clock() if begun is None else begun)
     busy: Busy | None = None
-    if rest and terms.clock() + 2 * rest < attempt.deadline:
-        yield Sleep(terms.clock() + rest)
+    if rest and clock() + 2 * rest < attempt.deadline:
+        yield Sleep(clock() + rest)
     while True:
-        sent = terms.clock()
-        answer = yield from attempt.ask(busy, sent)
+        sent = clock()
+        ask = attempt.add(sent) if busy is None else (yield from attempt.wait(busy, sent))
+        adds = busy is None or terms.wait_adds
+        if adds:
+            hold.sending(sent)
+        try:
+            answer = yield ask
+        except Unknown as error:
+            hold.in_flight -= adds and not error.sent
+            yield from attempt.unanswered(error, sent if busy is None else clock())
+            busy = None
+            continue
+        except ConfigurationError:  # the store is sure that it did nothing
+            hold.in_flight -= adds
+            raise
         if not isinstance(answer, Granted):
-            busy = answer
+            hold.in_flight -= adds
+            busy = yield from attempt.refused(busy, answer, sent)
             continue
         late = attempt.take(answer, sent, waited=busy is not None)
         if hold.state == HELD:
@@ -137,42 +152,25 @@ class _Attempt:
     def patience(self) -> Patience:
         """Made when it is first needed: most attempts are granted at once."""
         if self._patience is None:
-            self._patience = Patience(self.terms, self.begun if self.once else self.deadline)
+            self._patience = Patience(self.terms, self.deadline)
         return self._patience
 
-    def ask(self, busy: Busy | None, sent: float) -> Plan[Granted | Busy | None]:
-        """The store's answer to an add, or, while it is `busy`, to a wait. `None`: add again."""
+    def unanswered(self, error: Unknown, since: float) -> Plan[None]:
+        """Wait until it may be worth to ask again. Raises when that was the last chance."""
         hold = self.hold
-        ask = self._add(sent) if busy is None else (yield from self._wait(busy, sent))
-        adds = busy is None or self.terms.wait_adds
-        if adds:
-            hold.sending(sent)
-        try:
-            answer: Granted | Busy | None = yield ask
-        except Unknown as error:
-            if adds and not error.sent:
-                hold.in_flight -= 1
-            if hold.refused is not None and self.terms.clock() >= self.deadline:
-                raise self._timed_out(hold.refused) from error  # there was no time for more
-            hold.refused = None
-            since = sent if busy is None else self.terms.clock()
-            yield from _pause(hold, self.patience, error, since, "acquire")
-            return None
-        except ConfigurationError:  # the store is sure that it did nothing
-            hold.in_flight -= adds
-            raise
-        if not isinstance(answer, Granted):
-            hold.in_flight -= adds
-            yield from self._refused(busy, answer, sent)
-        return answer
+        if hold.refused is not None and self.terms.clock() >= self.deadline:
+            raise self._timed_out(hold.refused) from error  # there was no time for more
+        hold.refused = None
+        yield from _pause(hold, self.patience, error, since, "acquire")
 
-    def _add(self, sent: float) -> Add:
+    def add(self, sent: float) -> Add:
         hold, bound = self.hold, sent + self.terms.each
-        bound = bound if self.once else min(bound, self.deadline)
+        if bound > self.deadline and not self.once:
+            bound = self.deadline
         ttl, outlives = hold.ttl + hold.delay, hold.outlives or hold.delay > 0
         return Add(hold.key, hold.token, ttl, hold.owner, not self.once, bound, hold.notes, outlives)
 
-    def _wait(self, busy: Busy, now: float) -> Plan[Wait]:
+    def wait(self, busy: Busy, now: float) -> Plan[Wait]:
         hold, terms = self.hold, self.terms
         # The answer to a wait must be here before the deadline, so the store is told to end it a little before.
         latest = self.deadline - 2 * self.latency - 0.005
@@ -187,8 +185,11 @@ class _Attempt:
         bound, ttl = min(until + terms.each, self.deadline), hold.ttl + hold.delay
         return Wait(hold.key, hold.token, self.begun, until, busy.signals, bound, hold.notes, ttl, hold.owner)
 
-    def _refused(self, busy: Busy | None, answer: Busy | None, sent: float) -> Plan[None]:
-        """The store answered, and not with yes. Raises when that was the last chance, and not before its time."""
+    def refused(self, busy: Busy | None, answer: Busy | None, sent: float) -> Plan[Busy | None]:
+        """The store answered, and not with yes: what it said now.
+
+        Raises when that was the last chance, and not before its time.
+        """
         self.hold.waited = self.hold.waited or not self.once  # a store with queues has us in one now
         self.patience.answered()
         self.hold.refused = answer or busy
@@ -204,6 +205,7 @@ class _Attempt:
             yield Sleep(self.deadline)
         if self.once or late:
             raise self._timed_out(answer or busy)
+        return answer
 
     def _timed_out(self, busy: Busy | None) -> LockTimeout:
         return timed_out(self.hold, busy and busy.owner, self.terms.clock() - self.begun)

@@ -19,6 +19,9 @@ else:
 
     clock = partial(time.clock_gettime, _boottime)
 
+STOCK = 32
+"""Tokens that are made at once."""
+
 generation = 0
 """Grows with every fork, so that a child knows at the price of a comparison that something is its parent's."""
 
@@ -54,6 +57,16 @@ def keep_for_ever(thing: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+_tokens: list[str] = []
+"""Some in stock, since each call of the kernel takes longer than all that is done here. None is left to a child."""
+after_fork(_tokens.clear)
+
+
 def new_token() -> str:
     """128 random bits in hex, from the kernel: a forked child never repeats its parent's."""
-    return os.urandom(16).hex()
+    try:
+        return _tokens.pop()
+    except IndexError:
+        bits = os.urandom(16 * STOCK).hex()
+        _tokens.extend([bits[at : at + 32] for at in range(32, len(bits), 32)])
+        return bits[:32]

@@ -52,17 +52,17 @@ class Store:
 
     def perform(self, ask: Any) -> Any:
         """The answer to `ask`, or `Unknown`."""
-        if type(ask) is Sleep:
+        kind = type(ask)
+        if kind is Sleep:
             time.sleep(max(0.0, ask.until - _process.clock()))
             return None
         if self._generation != _process.generation:
             self._open()
-        call, deadline = self._channel.call, ask.deadline  # type: ignore[union-attr]  # just made
-        steps = self._verbs[type(ask)](ask)
+        call, deadline, value = self._channel.call, ask.deadline, None  # type: ignore[union-attr]  # just made
+        send = self._verbs[kind](ask).send
         try:
-            request = next(steps)
             while True:
-                request = steps.send(call(request, deadline))
+                value = call(send(value), deadline)
         except StopIteration as done:
             return done.value
 
@@ -154,12 +154,13 @@ class KeeperThread:
         self._wake: Post[Hold | None] = Post()
         self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._running = False  # what the thread itself says: to ask it takes longer
 
     def add(self, hold: Hold) -> None:
         """Renew `hold` until it is discarded, and tell of its loss; or look again, since its times have changed."""
         rouse = True
         try:
-            rouse = self.book.add(hold) or not self._runs()
+            rouse = self.book.add(hold) or not self._running
         finally:  # the book counts on it that the keeper was woken, also if a signal interrupted right here
             if rouse:
                 self._rouse()
@@ -191,9 +192,16 @@ class KeeperThread:
     def _rouse(self) -> None:
         with self._starting:
             if not self._runs():
-                self._thread = threading.Thread(target=self._keep, name="atomiclock-keeper", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="atomiclock-keeper", daemon=True)
                 self._thread.start()
         self._wake.put(None)
+
+    def _run(self) -> None:
+        try:
+            self._running = True
+            self._keep()
+        finally:
+            self._running = False
 
     def _keep(self) -> None:
         plan = keep(self.book, lambda hold: hold.io.terms, _process.clock)

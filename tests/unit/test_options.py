@@ -12,10 +12,21 @@ from atomiclock import AsyncLockManager, ConfigurationError, LockManager, _optio
 from atomiclock._options import Options
 
 NAN, INF = float("nan"), float("inf")
+
+
+class Unequalled:
+    """As an array is: whether it equals something is no single truth."""
+
+    __hash__ = None  # type: ignore[assignment]  # as an array has none
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("ambiguous")
+
+
 BAD: dict[str, list[Any]] = {
-    "ttl": [0, -1, NAN, INF, -INF, True, "30", None, 10**400, [1]],
+    "ttl": [0, -1, NAN, INF, -INF, True, "30", None, 10**400, [1], Unequalled()],
     "timeout": [-1, -0.001, NAN, INF, True, "5", 10**400],
-    "renew": [1, 0, "yes", None],
+    "renew": [1, 0, "yes", None, Unequalled()],
     "max_hold": [0, -1, NAN, INF, True, "5"],
     "lock_delay": [-1, NAN, INF, True, "5", None],
     "namespace": [5, b"shop", True],
@@ -39,9 +50,9 @@ def _untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`configure()` is undone after each test."""
     monkeypatch.setattr(_options, "_configured", {})
     monkeypatch.delenv("ATOMICLOCK_URL", raising=False)
-    _options._version += 1
+    _options.version += 1
     yield
-    _options._version += 1
+    _options.version += 1
 
 
 @pytest.mark.parametrize(("option", "value"), [(option, value) for option in BAD for value in BAD[option]])

@@ -245,7 +245,7 @@ _stack: list[FakeStore] = []
 def _configure(configured: dict[str, object]) -> None:
     """Let exactly this be configured, whoever has called `configure()` meanwhile."""
     _options._configured = dict(configured)
-    _options._version += 1
+    _options.version += 1
 
 
 def _seconds(seconds: float) -> float:

@@ -1,0 +1,47 @@
+"""Tokens are made in stock; none is ever given twice."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from atomiclock import _process
+
+
+def test_tokens_are_128_bits_in_hex_and_differ() -> None:
+    tokens = [_process.new_token() for _ in range(3 * _process.STOCK)]
+    assert len(set(tokens)) == len(tokens)
+    assert {(len(token), bytes.fromhex(token).hex() == token) for token in tokens} == {(32, True)}
+
+
+def test_threads_that_take_tokens_at_once_never_get_the_same() -> None:
+    made: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: made.extend([_process.new_token() for _ in range(2000)])) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(made)) == 16_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_never_repeats_a_token_of_its_parent() -> None:
+    _process.new_token()  # so that there is a stock
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, "".join(_process.new_token() for _ in range(_process.STOCK)).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    theirs = {said[at : at + 32] for at in range(0, len(said), 32)}
+    ours = {_process.new_token() for _ in range(_process.STOCK)}
+    assert len(theirs) == len(ours) == _process.STOCK
+    assert not theirs & ours
