@@ -15,7 +15,7 @@ from . import _process
 from ._hold import Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep, needed_at
 from ._lease import warn_dropped, warn_lost
-from ._line import Lines
+from ._line import Lines, Ticket
 from ._loops import ByLoop
 from ._plans import Plan, Sleep, Terms, ended
 from .backends import AsyncChannel, Backend, Unknown, verbs_of
@@ -87,17 +87,13 @@ class AsyncStore:
         """Where the tasks of the running loop wait for each other."""
         return self._lines.get() or self._lines.put(Lines(nullcontext(), _process.clock))
 
-    async def stand(self, hold: Hold, begun: float, timeout: float | None) -> bool:
+    async def stand(self, lines: Lines, ticket: Ticket[TaskGate], begun: float, timeout: float | None) -> None:
         """Wait in this loop's line for the lock, until we are in front, or it was passed on to us.
 
-        False if there was no line. Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
+        Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
         """
-        ticket = self.lines.enter(hold, TaskGate)
-        if ticket is None:
-            return False
-        for seconds in self.lines.stand(ticket, keeper(), begun, timeout):
+        for seconds in lines.stand(ticket, keeper(), begun, timeout):
             await ticket.gate.wait(seconds)
-        return True
 
     def close(self) -> None:
         """Close what is open on the running loop; a later ask opens it again."""

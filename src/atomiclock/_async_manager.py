@@ -159,19 +159,21 @@ class AsyncLockManager:
     async def _get(self, hold: Hold, timeout: float | None) -> bool:
         """Get the lock for `hold`, from the store or from within this process. True if others wait behind."""
         core, store = self._core, self._store
-        begun = core.terms.clock()
-        stood = core.in_line and timeout != 0 and await store.stand(hold, begun, timeout)
-        if hold.state == HELD:
-            return False
-        rest = store.lines.rest(hold, core.pause) if stood and core.pause else 0.0
+        begun, lines, rest = core.terms.clock(), store.lines, 0.0
+        ticket = lines.enter(hold, _async.TaskGate) if core.in_line and timeout != 0 else None
+        if ticket is not None:
+            await store.stand(lines, ticket, begun, timeout)
+            if hold.state == HELD:
+                return False
+            rest = lines.rest(hold, core.pause) if core.pause else 0.0
         try:
             await store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))
         except BackendUnavailable as error:
             left = math.inf if timeout is None else begun + timeout - core.terms.clock()
-            store.lines.fail(hold, error, left)
+            lines.fail(hold, error, left)
             raise
         hold.fence = core.fence(hold.fence)
-        return store.lines.granted(hold)
+        return lines.granted(hold)
 
     async def _try_acquire(self, hold: Hold) -> AsyncLease | None:
         try:

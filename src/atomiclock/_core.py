@@ -11,7 +11,7 @@ from typing import Any
 from . import _options, _process
 from ._hold import HELD, Hold
 from ._line import FENCE_BITS
-from ._names import check_name, key_of
+from ._names import key_of
 from ._options import Default, Options
 from ._plans import Terms
 from .backends import Backend, Holder
@@ -28,15 +28,25 @@ except AttributeError:  # not on Windows
 
 def default_owner() -> str:
     """The label of a holder that chose none: host, process and thread."""
-    thread = threading.current_thread().name
-    label: str | None = getattr(_labels, "label", None)
-    if label is None or _labels.of != (_process.generation, thread):
-        _labels.label = label = f"{_host}:{os.getpid()}:{thread}"
-        _labels.of = (_process.generation, thread)
-    return label
+    mine = _labels
+    if mine.generation != _process.generation:
+        mine.generation, mine.thread, mine.name = _process.generation, threading.current_thread(), None
+    name = mine.thread.name
+    if mine.name != name:
+        mine.name, mine.label = name, f"{_host}:{os.getpid()}:{name}"
+    return mine.label
 
 
-_labels = threading.local()
+class _Labels(threading.local):
+    """Of each thread its own."""
+
+    generation = -1
+    thread: threading.Thread
+    name: str | None = None
+    label = ""
+
+
+_labels = _Labels()
 
 
 class Core:
@@ -114,13 +124,13 @@ class Core:
         return getattr(self.backend, name, usual)(self.backend, self.terms)
 
     def key(self, name: str, options: Options) -> str:
-        return key_of(options.namespace, check_name(name))
+        return key_of(options.namespace, name)
 
     def hold(
         self, name: str, options: Options, io: Any, token: str | None = None, make: Callable[..., Hold] = Hold
     ) -> Hold:
         """A new attempt at `name`, under a new token unless `token` says it."""
-        key, owner = key_of(options.namespace, check_name(name)), options.owner
+        key, owner = key_of(options.namespace, name), options.owner
         owner = default_owner() if owner is None else owner
         hold = make(name, key, owner, token or _process.new_token(), options, io)
         hold.handover = options.handover and self._hands_over

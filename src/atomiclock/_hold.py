@@ -41,6 +41,7 @@ class Hold:
         "fence",
         "generation",
         "grant",
+        "granted_at",
         "handover",
         "in_flight",
         "io",
@@ -63,6 +64,7 @@ class Hold:
         "state",
         "token",
         "ttl",
+        "turns",
         "valid_until",
         "waited",
     )
@@ -85,6 +87,8 @@ class Hold:
         self.notes: dict[str, Any] = {}  # the adapter's
         self.state = TRYING
         self.fence: int | None = None
+        self.granted_at = NEVER  # by the store; it may have been passed on since,
+        self.turns = 0  # and so often
         self.valid_until = NEVER
         self.renew_until = EVER if max_hold is None else max_hold
         self.lost_reason: str | None = None
@@ -118,7 +122,7 @@ class Hold:
         valid_until = sent + self.ttl - margin(self.ttl)
         if now >= valid_until:
             return False
-        self.valid_until = valid_until
+        self.valid_until, self.granted_at = valid_until, now
         self.renew_until += now
         self.due = sent + self.ttl / RENEWALS_PER_TTL if self.renew else valid_until
         self.state = HELD
@@ -149,6 +153,7 @@ class Hold:
             self.claimed, self.in_flight, self.waited = True, hold.in_flight, hold.waited
             self.last_sent, self.valid_until, self.due = hold.last_sent, hold.valid_until, hold.due
             self.fence = None if hold.fence is None else hold.fence + 1
+            self.granted_at, self.turns = hold.granted_at, hold.turns + 1
             self.renew_until, self.state = self.renew_until + now, HELD  # together: a sum must not be repeated
         hold.released(False, False)
 

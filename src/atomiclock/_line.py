@@ -72,14 +72,12 @@ _NOBODY: OrderedDict[Hold, Ticket[Any]] = OrderedDict()
 class Line:
     """Who is in front: it holds the lock, or asks the store for it. And who waits behind."""
 
-    __slots__ = ("front", "passing", "rested", "since", "turns", "waiting")
+    __slots__ = ("front", "passing", "rested", "waiting")
 
     def __init__(self, front: Hold) -> None:
         self.front = front
         self.rested: float | None = None
         self.waiting = _NOBODY
-        self.turns = 0
-        self.since = 0.0
         self.passing: tuple[Hold, Ticket[Any]] | None = None
 
 
@@ -109,12 +107,9 @@ class Lines:
             return ticket
 
     def granted(self, hold: Hold) -> bool:
-        """Note that the store granted the lock to `hold`. True if others wait behind it."""
+        """Whether others wait behind `hold`, to which the store has granted the lock."""
         line = self._lines.get(hold.key)
-        if line is None or line.front is not hold:
-            return False
-        line.turns, line.since = 0, self._clock()
-        return bool(line.waiting)
+        return line is not None and line.front is hold and bool(line.waiting)
 
     def stand(self, ticket: Ticket[Any], keeper: Any, begun: float, timeout: float | None) -> Iterator[float]:
         """What to do in the line until it is the turn of `ticket`, or it has the lock: wait for so many seconds at its
@@ -188,17 +183,17 @@ class Lines:
             if line.front is not hold or not line.waiting:
                 return False
             ticket = next(iter(line.waiting.values()))
-            if not self._may_pass(line, hold, ticket.hold):
+            if not self._may_pass(hold, ticket.hold):
                 return False
             line.passing = (hold, ticket)  # from here on it is the other's, whatever interrupts us
             self._complete(line)
             return True
 
-    def _may_pass(self, line: Line, hold: Hold, other: Hold) -> bool:
+    def _may_pass(self, hold: Hold, other: Hold) -> bool:
         now = self._clock()
         return (
-            line.turns < TURNS
-            and now - line.since < SPAN
+            hold.turns < TURNS
+            and now - hold.granted_at < SPAN
             and hold.state == HELD
             and hold.releases_unanswered == 0
             and hold.renewing is None  # else its old ttl may come after a new one
@@ -233,7 +228,10 @@ class Lines:
             if line.waiting:
                 line.waiting.pop(hold, None)  # also of who is in front, if a signal came between the two
             if line.front is hold:
-                self._advance(hold.key, line)
+                if line.waiting:
+                    self._advance(hold.key, line)
+                else:
+                    self._lines.pop(hold.key, None)
 
     def fail(self, hold: Hold, error: BaseException, left: float = math.inf) -> None:
         """`hold` was in front and the store did not answer it: those behind have waited for the same answer.
@@ -251,7 +249,7 @@ class Lines:
 
     def _advance(self, key: str, line: Line) -> None:
         """Let the next in line be in front; without one the line is gone."""
-        said = _said(line.front) if line.waiting else None
+        said = _said(line.front)
         while line.waiting:
             hold, ticket = next(iter(line.waiting.items()))
             hold.refused = said
@@ -282,7 +280,6 @@ class Lines:
         ticket.hold.take_over(hold, self._clock())
         line.waiting.pop(ticket.hold, None)
         if line.front is hold:
-            line.turns += 1
             line.front = ticket.hold
         line.passing = None
         ticket.gate.open()

@@ -199,19 +199,21 @@ class LockManager:
     def _get(self, hold: Hold, timeout: float | None) -> bool:
         """Get the lock for `hold`, from the store or from within this process. True if others wait behind."""
         core, store = self._core, self._store
-        begun = core.terms.clock()
-        stood = core.in_line and timeout != 0 and store.stand(hold, begun, timeout)
-        if hold.state == HELD:
-            return False
-        rest = store.lines.rest(hold, core.pause) if stood and core.pause else 0.0
+        begun, lines, rest = core.terms.clock(), store.lines, 0.0
+        ticket = lines.enter(hold, _sync.ThreadGate) if core.in_line and timeout != 0 else None
+        if ticket is not None:
+            store.stand(lines, ticket, begun, timeout)
+            if hold.state == HELD:
+                return False
+            rest = lines.rest(hold, core.pause) if core.pause else 0.0
         try:
             store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))
         except BackendUnavailable as error:
             left = math.inf if timeout is None else begun + timeout - core.terms.clock()
-            store.lines.fail(hold, error, left)
+            lines.fail(hold, error, left)
             raise
         hold.fence = core.fence(hold.fence)
-        return store.lines.granted(hold)
+        return lines.granted(hold)
 
     def _take_back(self, hold: Hold, error: BaseException) -> None:
         """Leave nothing of an attempt that failed or was interrupted; what takes longer, in the background."""

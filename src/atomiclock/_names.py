@@ -34,7 +34,10 @@ def key_of(namespace: str, name: str) -> str:
 
     A key that is long or has characters that some store cannot take becomes a readable head and a digest of
     the whole. A name that only looks like such a key is digested too, so two names never share a key.
+    Raises `ConfigurationError` for what is no name.
     """
+    if type(name) is not str or not name:
+        check_name(name)
     if not namespace:
         return name
     return _short_key_of(namespace, name) if len(name) <= _LONGEST_KEY else _key_of(namespace, name)

@@ -13,7 +13,7 @@ from . import _process
 from ._hold import HELD, Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep
 from ._lease import warn_dropped, warn_lost, warn_stuck
-from ._line import Lines
+from ._line import Lines, Ticket
 from ._plans import Plan, Sleep, Terms, ended
 from ._post import Post
 from .backends import Backend, Channel, Unknown, verbs_of
@@ -99,19 +99,15 @@ class Store:
             self._lines_generation = _process.generation
         return self._lines
 
-    def stand(self, hold: Hold, begun: float, timeout: float | None) -> bool:
+    def stand(self, lines: Lines, ticket: Ticket[ThreadGate], begun: float, timeout: float | None) -> None:
         """Wait in this process's line for the lock, until we are in front, or it was passed on to us.
 
-        False if there was no line. Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
+        Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
         """
-        ticket = self.lines.enter(hold, ThreadGate)
-        if ticket is None:
-            return False
         if timeout is None:
-            self._look_for_ourselves(hold)
-        for seconds in self.lines.stand(ticket, keeper, begun, timeout):
+            self._look_for_ourselves(ticket.hold)
+        for seconds in lines.stand(ticket, keeper, begun, timeout):
             ticket.gate.wait(seconds)
-        return True
 
     def _look_for_ourselves(self, hold: Hold) -> None:
         """Warn if this thread holds what it is about to wait for without end."""

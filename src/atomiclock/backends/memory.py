@@ -86,7 +86,9 @@ class Space:
     def wake(self, key: str) -> None:
         """Wake the two who have waited longest, of those that can be woken: the second, who only gets it if the first
         lets its grace pass, since the first may be a task whose loop was stopped."""
-        asleep = (waiter.mailbox for waiter in self.waiters.get(key, {}).values() if waiter.mailbox is not None)
+        if key not in self.waiters:
+            return
+        asleep = (waiter.mailbox for waiter in self.waiters[key].values() if waiter.mailbox is not None)
         woken = (mailbox for mailbox in asleep if mailbox.wake())
         next(woken, None)
         next(woken, None)
