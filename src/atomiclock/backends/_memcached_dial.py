@@ -29,7 +29,7 @@ class Link(DeadlineSocket):
     def sendall(self, data: Any) -> None:
         said = self.reader.prepare(data)
         if said:
-            super().sendall(said)
+            DeadlineSocket.sendall(self, said)
 
 
 class _Sockets:

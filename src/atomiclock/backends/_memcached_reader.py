@@ -12,6 +12,9 @@ LONGEST = 1 << 18
 """Bytes: a lock's replies, and the server's statistics, are far shorter."""
 
 
+ERRORS = (b"ERROR", b"CLIENT_ERROR ", b"SERVER_ERROR ")
+
+
 class _Incomplete(Exception):
     pass
 
@@ -38,17 +41,17 @@ class Reader:
 
     def prepare(self, request: Any) -> bytes:
         """What is to be sent for `request`: nothing if it must not go to this server, and the reply says why."""
-        self._number += 1
-        self.opaque = b"%x" % self._number
-        if request.life is not None and request.life != self.facts.life:
+        self._number = number = self._number + 1
+        self.opaque = opaque = b"%x" % number
+        life = request.life
+        if life is not None and life != self.facts.life:
             self._unsent = OtherLife()
             return b""
         try:
-            data: bytes = request.pack(self.facts, self.opaque)
+            return request.pack(self.facts, opaque)  # type: ignore[no-any-return]  # as every request's
         except TooFar as error:
             self._unsent = error
             return b""
-        return data
 
     @property
     def empty(self) -> bool:
@@ -60,16 +63,15 @@ class Reader:
             raise ValueError("the server's reply is too long for a lock's")
 
     def get(self, request: Any) -> Any:
-        if self._unsent is not None:
+        buffer = self._buffer
+        if not buffer:
             value, self._unsent = self._unsent, None
-            return value
-        if not self._buffer:
-            return MORE
-        end = self._buffer.find(b"\n")
-        if end < 0:
-            return MORE
-        if self._buffer.startswith((b"ERROR", b"CLIENT_ERROR ", b"SERVER_ERROR ")):
-            value, self._at = Failure(self._buffer[:end].decode("utf-8", "replace").strip()), end + 1
+            return MORE if value is None else value
+        if buffer.startswith(ERRORS):
+            end = buffer.find(b"\n")
+            if end < 0:
+                return MORE
+            value, self._at = Failure(buffer[:end].decode("utf-8", "replace").strip()), end + 1
         else:
             self._at = 0
             try:
@@ -77,18 +79,19 @@ class Reader:
             except _Incomplete:
                 return MORE
             except IndexError:
-                raise foreign(self._buffer) from None
-        self._buffer = self._buffer[self._at :]
+                raise foreign(buffer) from None
+        self._buffer = buffer[self._at :]
         return value
 
     def line(self) -> bytes:
-        end = self._buffer.find(b"\n", self._at)
+        at, buffer = self._at, self._buffer
+        end = buffer.find(b"\n", at)
         if end < 0:
             raise _Incomplete
-        line, self._at = self._buffer[self._at : end], end + 1
-        if line[-1:] != b"\r":
-            raise foreign(line)
-        return line[:-1]
+        if buffer[end - 1 : end] != b"\r":
+            raise foreign(buffer[at:end])
+        self._at = end + 1
+        return buffer[at : end - 1]
 
     def meta_line(self) -> list[bytes]:
         """The words of a meta reply to our request, whose last is the opaque."""

@@ -95,6 +95,9 @@ class Done(NamedTuple):
     """The item was removed, or we are authenticated."""
 
 
+DONE = Done()
+
+
 class OtherLife(NamedTuple):
     """Nothing was sent: the version that the request speaks of is of another life of the server."""
 
@@ -123,17 +126,17 @@ class Put(NamedTuple):
             if seconds > LATEST:
                 raise TooFar(f"ttl={self.ttl:g} ends after the year 2038, which memcached does not know")
         # A renewal's value is as long as the first, so it needs no memory of a size that the server may have none of.
+        key, token, fence, owner = self.key, self.token, self.fence, self.owner
         if facts.meta:
-            value = b"%b %016d 0 %b" % (self.token, self.fence, self.owner)
-            condition = b"C%d" % self.cas if self.cas else b"ME"
-            head = (self.key, len(value), seconds, condition, opaque, value)
-            return b"ms %b %d T%d %b c O%b\r\n%b\r\n" % head
-        value = b"%b %016d %d %b" % (self.token, self.fence, facts.date(self.ttl), self.owner)
+            condition, size = b"C%d" % self.cas if self.cas else b"ME", len(token) + 20 + len(owner)
+            line = (key, size, seconds, condition, opaque, token, fence, owner)
+            return b"ms %b %d T%d %b c O%b\r\n%b %016d 0 %b\r\n" % line
+        value = b"%b %016d %d %b" % (token, fence, facts.date(self.ttl), owner)
         if self.cas:
-            put = b"cas %b 0 %d %d %d\r\n%b\r\n" % (self.key, seconds, len(value), self.cas, value)
+            put = b"cas %b 0 %d %d %d\r\n%b\r\n" % (key, seconds, len(value), self.cas, value)
         else:
-            put = b"add %b 0 %d %d\r\n%b\r\n" % (self.key, seconds, len(value), value)
-        return put + b"gets %b\r\n" % self.key  # the new version's number
+            put = b"add %b 0 %d %d\r\n%b\r\n" % (key, seconds, len(value), value)
+        return put + b"gets %b\r\n" % key  # the new version's number
 
     def read(self, reader: Reader) -> Any:
         if reader.facts.meta:
@@ -164,7 +167,7 @@ class Drop(NamedTuple):
 
     def read(self, reader: Reader) -> Any:
         word = reader.meta_line()[0] if reader.facts.meta else reader.line()
-        return Done() if word in (b"HD", b"STORED") else refusal(word)
+        return DONE if word in (b"HD", b"STORED") else refusal(word)
 
 
 class Look(NamedTuple):
@@ -235,7 +238,7 @@ class Authenticate(NamedTuple):
 
     def read(self, reader: Reader) -> Any:
         line = reader.line()
-        return Done() if line == b"STORED" else refusal(line)
+        return DONE if line == b"STORED" else refusal(line)
 
 
 def refusal(word: bytes) -> Other | Gone:

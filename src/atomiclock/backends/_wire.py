@@ -80,7 +80,7 @@ class DeadlineSocket:
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self.deadline = deadline
-        self._poll = poll_of(sock)
+        self.poll = poll_of(sock).poll
 
     def settle(self) -> None:
         """The connection is made: from now on wait by `poll` alone, which takes half of the calls into the system.
@@ -98,15 +98,10 @@ class DeadlineSocket:
         self._sock.settimeout(left)
         return self._sock
 
-    @property
-    def stale(self) -> bool:
-        """Whether something came that nobody asked for: mostly the end, because the server went away."""
-        return bool(self._poll.poll(0))
-
     def recv(self, size: int) -> bytes:
         while self._quick:
             left = self.deadline - _process.clock()
-            if left <= 0 or not self._poll.poll(left * 1000):
+            if left <= 0 or not self.poll(left * 1000):
                 raise TimeoutError("timed out")
             try:
                 return self._sock.recv(size)

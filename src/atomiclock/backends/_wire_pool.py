@@ -23,6 +23,8 @@ from ._wire import MORE, NO_ROOM, TO_CHANNEL, AsyncDial, AsyncWire, Blocking, Di
 
 MOST = 64
 """Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
+CHUNK = 8192
+"""Bytes to read at a time: more than most replies, and few enough that to make room for them costs nothing."""
 LOOK_AGAIN = 0.25
 """Seconds after which who waits for a connection looks by itself whether there is one."""
 
@@ -77,7 +79,7 @@ class WireChannel:
         self._queue: deque[Post[Wire | None]] = deque()
 
     def call(self, request: Any, deadline: float) -> Any:
-        if isinstance(request, TO_CHANNEL):
+        if type(request) in TO_CHANNEL:
             return self._perform(request)
         wire = self._pooled()
         fresh = wire is None
@@ -92,7 +94,7 @@ class WireChannel:
             sock.deadline = deadline
             sock.sendall(request)
             while (reply := reader.get(request)) is MORE:
-                data = sock.recv(65536)
+                data = sock.recv(CHUNK)
                 if not data:
                     raise ConnectionError("the server closed the connection")
                 reader.feed(data)
@@ -180,9 +182,9 @@ class WireChannel:
                 wire = self._idle.pop()
             except IndexError:  # another thread took the last one in between
                 break
-            if not wire.sock.stale:
+            if not wire.sock.poll(0):
                 return wire
-            wire.close()
+            wire.close()  # something came that nobody asked for: mostly the end, because the server went away
         return None
 
     def close(self) -> None:
@@ -207,7 +209,7 @@ class AsyncWireChannel:
         self._queue: deque[asyncio.Future[AsyncWire | None]] = deque()
 
     async def call(self, request: Any, deadline: float) -> Any:
-        if isinstance(request, TO_CHANNEL):
+        if type(request) in TO_CHANNEL:
             return await self._perform(request)
         wire = self._pooled()
         fresh = wire is None
@@ -223,7 +225,7 @@ class AsyncWireChannel:
                 return NO_ROOM
             wire.writer.write(request)
             while (reply := wire.reader.get(request)) is MORE:
-                data = await wire.stream.read(65536)
+                data = await wire.stream.read(CHUNK)
                 if not data:
                     if _process.clock() >= deadline:
                         raise TimeoutError("timed out")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _process
@@ -49,6 +50,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 # What pymemcache and its like let through as a key: no white space, no zero byte, 250 bytes.
 _KEY = re.compile(rb"[^\0\t\n\v\f\r ]{1,250}")
 _UNSAFE = re.compile(r"[^!-~]")
+GONE = "it was gone as soon as it was added"
 
 
 class Place(NamedTuple):
@@ -114,8 +116,7 @@ class MemcachedBackend:
 
     def _key(self, name: str) -> bytes:
         """The item's key: the name, if memcached can hold it. Otherwise no other software can mean the same either."""
-        key = self._prefix + name.encode("utf-8", "surrogatepass")
-        if _KEY.fullmatch(key):
+        if len(name) <= LONGEST_KEY and (key := _plain_key(self._prefix, name)) is not None:
             return key
         room = LONGEST_KEY - len(self._prefix) - 33
         if room < 0:
@@ -123,13 +124,20 @@ class MemcachedBackend:
         return self._prefix + f"{_UNSAFE.sub('_', name[: min(64, room)])}~{digest(name)}".encode()
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
-        key, token = self._key(ask.key), _token(ask.token)
+        key, token, owner = self._key(ask.key), _token(ask.token), _owner(ask.owner)
         for _ in range(TRIES):
-            reply = yield from self._set(key, token, ask)
-            if isinstance(reply, Place):
-                _note(ask.notes, reply)
-                return Granted(reply.fence)
-            found = reply or _checked((yield Look(key)))
+            sent = _process.clock()
+            reply = yield Put(key, token, 0, owner, ask.ttl)
+            if type(reply) is Stored:
+                place: Place | None
+                place = added = Place(reply.life, reply.cas, reply.life * LIFE + reply.cas, owner)
+                if _process.clock() - sent > SLOW:
+                    place = yield from self._extended_again(key, token, ask.ttl, added)
+                if place is None:
+                    raise Unknown(GONE)
+                _note(ask.notes, place)
+                return Granted(place.fence)
+            found = (yield from self._instead(key, token, reply)) or _checked((yield Look(key)))
             if found is None:
                 continue  # gone meanwhile
             if _token_of(found) != token:
@@ -141,42 +149,28 @@ class MemcachedBackend:
                 return Granted(place.fence, repeated=True)
         raise Unknown("it comes and goes faster than it can be looked at", sent=False)
 
-    def _set(self, key: bytes, token: bytes, ask: Add) -> Steps[Place | Found | None]:
-        """Where our lock is now. If there is something already, that, or `None` if the server did not say what."""
-        owner = ask.owner.encode("utf-8", "replace")
-        if len(owner) > LONGEST_OWNER:
-            owner = owner[:LONGEST_OWNER].decode("utf-8", "ignore").encode()
-        sent = _process.clock()
-        reply = yield Put(key, token, 0, owner, ask.ttl)
+    def _instead(self, key: bytes, token: bytes, reply: Any) -> Steps[Found | None]:
+        """What is there instead of our lock, after such a reply to an add; `None` if the server did not say."""
         if type(reply) is Failure and "out of memory" in reply.text:
             # It looks for memory first, and for a holder not at all.
             found: Found | None = _checked((yield Look(key)))
             if found is not None and _token_of(found) != token:
                 return found
-        reply = _checked(reply)
-        place: Place | None = None
-        if type(reply) is Stored:
-            place = Place(reply.life, reply.cas, reply.life * LIFE + reply.cas, owner)
-            if _process.clock() - sent > SLOW:
-                place = yield from self._extended_again(key, token, ask.ttl, place)
-        elif type(reply) is Other:
-            return reply.found
-        if place is None:
-            raise Unknown("it was gone as soon as it was added")
-        return place
+        if type(_checked(reply)) is not Other:
+            raise Unknown(GONE)
+        return reply.found  # type: ignore[no-any-return]  # as `Other` has it
 
     def remove(self, ask: Remove) -> Steps[bool]:
-        key, token = self._key(ask.key), _token(ask.token)
-        place = _noted(ask.notes)
+        key, place = self._key(ask.key), _noted(ask.notes)
         for _ in range(TRIES):
             if place is None:
-                place = yield from self._look(key, token)
+                place = yield from self._look(key, _token(ask.token))
                 if place is None:
                     return False
-            reply = _checked((yield Drop(key, place.cas, place.life)))
+            reply = yield Drop(key, place.cas, place.life)
             if type(reply) is Done:
                 return True
-            if type(reply) is Gone:
+            if type(_checked(reply)) is Gone:
                 return False
             place = None
         raise Unknown("it changes faster than it can be removed")
@@ -282,8 +276,21 @@ def _checked(reply: Any) -> Any:
     return reply
 
 
+@lru_cache(maxsize=256)
+def _plain_key(prefix: bytes, name: str) -> bytes | None:
+    """The key that says the name itself, or `None`. Most programs use a few names again and again."""
+    key = prefix + name.encode("utf-8", "surrogatepass")
+    return key if _KEY.fullmatch(key) else None
+
+
 def _token(token: str) -> bytes:
     return token.encode("utf-8", "surrogatepass")
+
+
+def _owner(label: str) -> bytes:
+    """As much of it as is kept."""
+    owner = label.encode("utf-8", "replace")
+    return owner if len(owner) <= LONGEST_OWNER else owner[:LONGEST_OWNER].decode("utf-8", "ignore").encode()
 
 
 def _token_of(found: Found) -> bytes:
