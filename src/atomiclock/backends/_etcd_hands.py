@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from .. import _process
 from .._post import Post
@@ -29,9 +29,33 @@ class Mailbox(Post[Any]):
             raise TimeoutError from None
 
 
-class _Work(NamedTuple):
-    function: Callable[[], Any]
-    done: Callable[[Any], None]
+class _Work:
+    """What a hand does, and what came of it."""
+
+    __slots__ = ("_done", "_error", "_function", "_value")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._value: Any = None
+        self._error: Exception | None = None
+        self._done = threading.Lock()  # the fastest thing to wait on that Python has
+        self._done.acquire()
+
+    def do(self) -> None:
+        try:
+            self._value = self._function()
+        except Exception as error:
+            self._error = error
+
+    def tell(self) -> None:
+        self._done.release()
+
+    def outcome(self) -> Any:
+        """What the function returned, or raise what it raised, when it is done."""
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+        return self._value
 
 
 class _Hand:
@@ -46,15 +70,11 @@ class _Hand:
 
     def _run(self) -> None:
         while True:
-            function, done = self._queue.get()
-            outcome: tuple[Any, Exception | None]
-            try:
-                outcome = (function(), None)
-            except Exception as error:
-                outcome = (None, error)
+            work = self._queue.get()
+            work.do()
             _idle.append(self)
-            done(outcome)
-            del function, done, outcome
+            work.tell()
+            del work
 
 
 _idle: list[_Hand] = []
@@ -72,12 +92,9 @@ def in_safe_hands(function: Callable[[], T]) -> T:
     """What `function` returns or raises; by another thread if this is the main one."""
     if threading.current_thread() is not threading.main_thread():
         return function()
-    mailbox = Mailbox()
-    _hand().take(_Work(function, mailbox.put))
-    value, error = mailbox.wait(None)
-    if error is not None:
-        raise error
-    return value  # type: ignore[no-any-return]  # the function's own T
+    work = _Work(function)
+    _hand().take(work)
+    return work.outcome()  # type: ignore[no-any-return]  # the function's own T
 
 
 def sometime(function: Callable[[], Any]) -> None:
@@ -86,4 +103,4 @@ def sometime(function: Callable[[], Any]) -> None:
         hand = _idle.pop()
     except IndexError:
         return
-    hand.take(_Work(function, lambda _: None))
+    hand.take(_Work(function))

@@ -256,7 +256,7 @@ def succeeded(reply: Message) -> bool:
 
 def label(token: str, owner: str) -> bytes:
     """The value of our keys, for people: who it is. Other software leaves it empty."""
-    return json.dumps({"token": token, "owner": owner}).encode()
+    return b'{"token": %b, "owner": %b}' % (json.dumps(token).encode(), json.dumps(owner).encode())
 
 
 def said_by(entry: Entry) -> tuple[str | None, str | None]:

@@ -36,8 +36,9 @@ def encode(fields: Mapping[int, Value | list[Value]]) -> bytes:
     """The bytes of a message. A number 0 is left out, as proto3 has it: it is what an absent one means."""
     out: list[bytes] = []
     for field, value in fields.items():
-        if isinstance(value, bytes):  # most are
-            out += (varint(field << 3 | _BYTES), varint(len(value)), value)
+        if isinstance(value, bytes):  # most are, and short
+            tag, size = field << 3 | _BYTES, len(value)
+            out += (_SHORT[tag] if tag < 128 else varint(tag), _SHORT[size] if size < 128 else varint(size), value)
         elif isinstance(value, int):
             if value:
                 out += (varint(field << 3 | _VARINT), varint(value))
@@ -51,7 +52,9 @@ def decode(data: bytes) -> Message:
     fields: Message = {}
     at, end = 0, len(data)
     while at < end:
-        tag, at = (data[at], at + 1) if data[at] < 128 else _read_varint(data, at)  # most are short: spare the call
+        tag, at = data[at], at + 1
+        if tag > 127:  # most are short: spare the call
+            tag, at = _read_varint(data, at - 1)
         field, kind = tag >> 3, tag & 7
         if not 0 < field < 1 << 29:
             raise ValueError(f"no field has the number {field}")
@@ -82,17 +85,12 @@ def _read_length(kind: int, data: bytes, at: int) -> tuple[int, int]:
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     number = shift = 0
-    while True:
-        if at >= len(data):
-            raise ValueError("the message ends early")
-        byte = data[at]
-        at += 1
+    for byte in data[at : at + 10]:
         number |= (byte & 127) << shift
-        if byte < 128:
-            return number & (1 << 64) - 1, at
         shift += 7
-        if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+        if byte < 128:
+            return number & (1 << 64) - 1, at + shift // 7
+    raise ValueError("the message ends early" if shift < 70 else "a number of more than 64 bits")
 
 
 def number(message: Message, field: int) -> int:
