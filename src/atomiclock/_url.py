@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from ._options import IN_URL, Options, from_text
@@ -13,19 +12,21 @@ from .errors import ConfigurationError
 FILES = "and for a lock in a file sqlite:///relative.db or sqlite:////absolute.db"
 
 
-@dataclass(frozen=True)
-class URL:
+class URL(NamedTuple):
     """A backend's URL, taken apart. `query` has the backend's own options, `options` those of every lock."""
 
     scheme: str
     host: str | None
     port: int | None
     username: str | None
-    password: str | None = field(repr=False)
+    password: str | None
     path: str
     query: dict[str, str]
     options: dict[str, Any]
-    netloc: str = field(repr=False, default="")
+    netloc: str = ""
+
+    def __repr__(self) -> str:
+        return f"<URL {self.scheme}://{self.host}>"  # without what is secret
 
     def take(self, **known: Any) -> dict[str, Any]:
         """The backend's options as `known` converts them: name to a function of (name, text).

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -99,7 +98,7 @@ def options(backend: Any, scheme: str) -> list[str]:
     host = {"memory": "", "sqlite": "", "django": "default"}.get(scheme, "/sock" if "unix" in scheme else "host:1234")
     url = parse(f"{scheme}://{host}")
     try:
-        backend.from_url(_Asking(**{field.name: getattr(url, field.name) for field in dataclasses.fields(url)}))
+        backend.from_url(_Asking(*url))
     except _Asked as asked:
         return sorted(asked.args)
     raise TypeError(f"{scheme}:// looks at no options")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +49,16 @@ def started(folder: Path, *options: str) -> Iterator[MemcachedServer]:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_by_host(make: Callable[..., Any], memcached_server: MemcachedServer, host: str) -> None:
     works(make(f"memcached://{host}:{memcached_server.port}?io_timeout=2&ttl=20"))
+
+
+def test_a_lock_for_threads_loads_nothing_for_tasks(memcached_server: MemcachedServer) -> None:
+    code = f"""if True:
+        import sys, atomiclock
+        with atomiclock.acquire_lock("x", "memcached://127.0.0.1:{memcached_server.port}"): pass
+        print(sys.modules.keys() & {{"asyncio", "dataclasses", "inspect"}})"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "set()"
 
 
 def test_each_address_of_a_host_is_tried(

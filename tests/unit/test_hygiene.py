@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,9 +32,12 @@ def test_what_children_of_the_conformance_suite_need_has_no_pytest() -> None:
     assert "pytest" not in loaded("import atomiclock.testing._facade")
 
 
-def test_sync_locks_load_no_asyncio() -> None:
-    modules = loaded("import atomiclock\nwith atomiclock.acquire_lock('x', 'memory://'): pass")
-    assert modules & {"asyncio", "sqlite3", "redis", "pytest"} == set()
+@pytest.mark.parametrize("scheme", ["memory", "sqlite"])
+def test_a_lock_for_threads_loads_nothing_for_tasks(scheme: str, tmp_path: Path) -> None:
+    url = "memory://" if scheme == "memory" else f"sqlite:///{tmp_path / 'locks.db'}"
+    modules = loaded(f"import atomiclock\nwith atomiclock.acquire_lock('x', {url!r}): pass")
+    assert modules & {"asyncio", "dataclasses", "inspect", "redis", "pytest"} == set()
+    assert ("sqlite3" in modules) == (scheme == "sqlite")
 
 
 @pytest.mark.parametrize("name", atomiclock.__all__)

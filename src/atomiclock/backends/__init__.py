@@ -10,7 +10,6 @@ A fact is a return value. An unknown is an exception, `Unknown`: the policy then
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from .._process import clock as clock  # what deadlines are told in, for adapters everywhere
@@ -23,8 +22,7 @@ Steps = Generator[Any, Any, T]
 """A verb under way: yields the adapter's requests, is sent their replies, returns a fact."""
 
 
-@dataclass(frozen=True)
-class Traits:
+class Traits(NamedTuple):
     """What a backend can promise. The policy, the tests and the tables in the docs read it."""
 
     scope: Literal["process", "machine", "network"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pymemcache.client.base import Client, PooledClient
 from pymemcache.client.hash import HashClient
@@ -20,18 +19,20 @@ SEVERAL = (
 )
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """One memcached, and how to reach it."""
 
     server: tuple[str, int] | str
     place: str
     user: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = None
     tls: ssl.SSLContext | None = None
     keepalive: Any = None
     classic: bool = False
     """Use no meta commands, whatever the server can do."""
+
+    def __repr__(self) -> str:
+        return f"<Target {self.place}>"  # without what is secret
 
 
 def of_url(url: URL) -> tuple[Target, float]:

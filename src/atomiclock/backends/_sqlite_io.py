@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import socket
@@ -219,9 +218,13 @@ class AsyncFileChannel:
             except Unknown:
                 if _process.clock() >= deadline:
                     raise
+            import asyncio  # here, as it takes as long to load as all else that threads need
+
             await asyncio.sleep(0.001 * random.random())
 
     async def _listen(self, ask: Listening, deadline: float) -> None:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         try:
             mailbox = Mailbox()

@@ -5,13 +5,15 @@ An adapter gives a dial, which opens a connection and makes the reader of its re
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from .. import _process
 from ._poll import POLLIN, new_poll
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Nap(NamedTuple):

@@ -1,4 +1,4 @@
-"""Pools of connections to one server, for threads and for tasks, with one deadline for each exchange.
+"""Pools of connections to one server, with one deadline for each exchange: for threads; for tasks see `_wire_tasks`.
 
 A connection is either idle in the pool, clean, or in one caller's hands: whatever comes between a request and the last
 byte of its reply, a signal or a cancellation too, closes it, so that no reply is ever taken for the answer to another
@@ -7,7 +7,6 @@ request.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 import weakref
@@ -19,7 +18,7 @@ from typing import Any
 from .. import _process
 from .._post import Post
 from . import Unknown
-from ._wire import MORE, NO_ROOM, TO_CHANNEL, AsyncDial, AsyncWire, Blocking, Dial, Fit, Room, Several, Wire
+from ._wire import MORE, NO_ROOM, TO_CHANNEL, Blocking, Dial, Fit, Room, Several, Wire
 
 MOST = 64
 """Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
@@ -129,7 +128,7 @@ class WireChannel:
         queued = False
         try:
             while True:
-                _check_time(deadline, self._place)
+                check_time(deadline, self._place)
                 seat = self._seats.take()
                 if seat is not None:
                     return self._open(seat, deadline)
@@ -197,123 +196,6 @@ class WireChannel:
             wire.close()
 
 
-class AsyncWireChannel:
-    """Connections for the tasks of one event loop."""
-
-    def __init__(self, dial: AsyncDial, fit: Fit, place: str) -> None:
-        self._dial = dial
-        self._fit = fit
-        self._place = place
-        self._idle: list[AsyncWire] = []
-        self._seats = Seats()
-        self._queue: deque[asyncio.Future[AsyncWire | None]] = deque()
-
-    async def call(self, request: Any, deadline: float) -> Any:
-        if type(request) in TO_CHANNEL:
-            return await self._perform(request)
-        wire = self._pooled()
-        fresh = wire is None
-        if wire is None:
-            wire = await self._open_or_queue(deadline)
-        # To abort is what has to be done with a late connection anyway, and cancels nobody's task.
-        left = max(0.0, deadline - _process.clock())
-        alarm = asyncio.get_running_loop().call_later(left, wire.close)
-        done = False
-        try:
-            if isinstance(request, Blocking) and not self._seats.block(wire.seat):
-                done = True
-                return NO_ROOM
-            wire.writer.write(request)
-            while (reply := wire.reader.get(request)) is MORE:
-                data = await wire.stream.read(CHUNK)
-                if not data:
-                    if _process.clock() >= deadline:
-                        raise TimeoutError("timed out")
-                    raise ConnectionError("the server closed the connection")
-                wire.reader.feed(data)
-            done = wire.reader.empty and self._fit(reply)
-            return reply
-        except (OSError, ValueError) as error:
-            self.close()
-            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
-        finally:
-            alarm.cancel()
-            wire.seat.blocked = False
-            if not done:
-                wire.close()
-            self._hand_on(wire if done else None)
-
-    async def _perform(self, request: Any) -> Any:
-        if isinstance(request, Room):
-            return self._seats.may_block()
-        return await asyncio.sleep(max(0.0, request.until - _process.clock()))
-
-    async def _open_or_queue(self, deadline: float) -> AsyncWire:
-        """A new connection, or if there are enough the next that others need no more."""
-        while True:
-            _check_time(deadline, self._place)
-            seat = self._seats.take()
-            if seat is not None:
-                try:
-                    return (await self._dial(deadline))._replace(seat=seat)
-                except BaseException:
-                    seat.open = False  # whoever keeps the error keeps the seat
-                    self._hand_on(None)
-                    raise
-            given = await self._given(max(0.0, deadline - _process.clock()))
-            if given is not None:
-                return given
-            if deadline <= _process.clock():
-                self._hand_on(None)  # if there is room, then not for us any more
-
-    async def _given(self, seconds: float) -> AsyncWire | None:
-        loop = asyncio.get_running_loop()
-        gift: asyncio.Future[AsyncWire | None] = loop.create_future()
-        self._queue.append(gift)
-        alarm = loop.call_later(seconds, _open, gift)
-        try:
-            return await gift  # whoever hands on passes over one that is done
-        except asyncio.CancelledError:
-            if gift.done() and not gift.cancelled():  # given just now: to whom it may concern
-                self._hand_on(gift.result())
-            raise
-        finally:
-            alarm.cancel()
-
-    def _hand_on(self, wire: AsyncWire | None) -> None:
-        """Give `wire` to who has waited longest for one; `None`, to open another in its place."""
-        while self._queue:
-            gift = self._queue.popleft()
-            if not gift.done():
-                gift.set_result(wire)
-                return
-        if wire is not None:
-            self._idle.append(wire)
-
-    async def call_all(self, requests: list[bytes], deadline: float) -> list[Any]:
-        """The replies to `requests`, in one round trip."""
-        replies: list[Any] = await self.call(Several.of(requests), deadline)
-        return replies
-
-    def _pooled(self) -> AsyncWire | None:
-        while self._idle:
-            wire = self._idle.pop()
-            if not wire.stale:
-                return wire
-            wire.close()
-        return None
-
-    def close(self) -> None:
-        while self._idle:
-            wire = self._idle.pop()  # by name: a writer that is collected before its transport is closed complains
-            wire.close()
-
-
-def _open(gift: asyncio.Future[Any]) -> None:
-    if not gift.done():
-        gift.set_result(None)
-
-
-def _check_time(deadline: float, place: str) -> None:
+def check_time(deadline: float, place: str) -> None:
     if deadline <= _process.clock():
         raise Unknown(f"{place}: no time was left to get a connection", sent=False)

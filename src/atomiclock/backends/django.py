@@ -9,7 +9,6 @@ Which adapter works behind an alias follows from the class of its cache; a cache
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -52,7 +51,7 @@ class DjangoBackend:
     )
 
     def __init__(self, inner: Adapter, cache: Any, version: int | None) -> None:
-        self.traits = replace(inner.traits, loses=f"{inner.traits.loses}; `cache.clear()`, `cache.delete()`")
+        self.traits = inner.traits._replace(loses=f"{inner.traits.loses}; `cache.clear()`, `cache.delete()`")
         self.request_bound = inner.request_bound
         self.wait_adds = getattr(inner, "wait_adds", False)
         self.pipelines = getattr(inner, "pipelines", False)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,12 +24,12 @@ from .._names import digest
 from .._url import URL
 from ..errors import BackendUnavailable, ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
-from ._memcached_dial import async_dial, dial
+from ._memcached_dial import dial
 from ._memcached_greet import CATCH_UP, SLOW
 from ._memcached_target import Target, of_client, of_url
 from ._meta import Done, Drop, Failure, Found, Gone, Look, Other, Put, Stats, Stored, TooFar
 from ._wire import Nap
-from ._wire_pool import AsyncWireChannel, WireChannel
+from ._wire_pool import WireChannel
 
 if TYPE_CHECKING:
     from . import AsyncChannel, Channel, Notes
@@ -62,8 +61,7 @@ class Place(NamedTuple):
     owner: bytes
 
 
-@dataclass(frozen=True)
-class ServerFacts:
+class ServerFacts(NamedTuple):
     """What a memcached says of itself that matters to locks."""
 
     version: str
@@ -254,6 +252,9 @@ class MemcachedBackend:
         return WireChannel(dial(self._target), _fit, self.place)
 
     def async_channel(self) -> AsyncChannel:
+        from ._memcached_tasks import async_dial  # these two load asyncio, which threads need not
+        from ._wire_tasks import AsyncWireChannel
+
         return AsyncWireChannel(async_dial(self._target), _fit, self.place)
 
 

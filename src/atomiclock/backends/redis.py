@@ -33,7 +33,8 @@ from ._redis_errors import refuses
 from ._redis_scripts import ADD, EXTEND, PEEK, REMOVE, keys_of
 from ._resp import ServerError, bulk
 from ._wire import NO_ROOM, Nap, Room
-from ._wire_pool import AsyncWireChannel, WireChannel
+from ._wire_pool import WireChannel
+from ._wire_tasks import AsyncWireChannel
 
 if TYPE_CHECKING:
     from . import AsyncChannel, Channel
