@@ -28,6 +28,7 @@ def store(tmp_path: Path) -> str:
 def app(store: str) -> Iterator[Celery]:
     app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=True)
     app.conf.update(atomiclock_url=store, task_always_eager=True, task_eager_propagates=True)
+    app.conf.task_default_queue = store  # all apps of this process have one memory
     yield app
     app.close()
 

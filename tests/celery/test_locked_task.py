@@ -167,7 +167,10 @@ def test_direct_and_eager_calls_take_the_lock(tmp_path: Path) -> None:
 def test_without_locks_the_queue_is_not_looked_at_either() -> None:
     app = Celery("unlocked", broker="memory://", set_as_current=False)
     app.conf.update(
-        atomiclock_url="redis://127.0.0.1:1/0", atomiclock_enabled=False, atomiclock_on_backend_error="raise"
+        task_default_queue="unlocked",  # other tests read what lies in the usual one
+        atomiclock_url="redis://127.0.0.1:1/0",
+        atomiclock_enabled=False,
+        atomiclock_on_backend_error="raise",
     )
 
     @app.task(base=LockedTask, unique=unique("{x}", ttl=9), name="unlocked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_the_main_process_forgets_what_is_released_and_frees_what_is_left(tmp_pa
 
 def test_the_rules_of_one_call_travel_in_its_header_whatever_the_base() -> None:
     app = Celery("rules", broker="memory://", set_as_current=False)
+    app.conf.task_default_queue = f"rules-{uuid.uuid4().hex}"  # kombu's memory is one for the process
     rules = {"on_conflict": "raise"}
 
     @app.task(name="plain")
@@ -68,7 +70,7 @@ def test_the_rules_of_one_call_travel_in_its_header_whatever_the_base() -> None:
     def locked(self: Any, x: int) -> Any:
         return self.request.headers["atomiclock"]
 
-    with app.connection() as connection, connection.SimpleQueue("celery") as queue:
+    with app.connection() as connection, connection.SimpleQueue(app.conf.task_default_queue) as queue:
         for task in (plain, locked):
             task.apply_async((1,), lock=rules)
             message = queue.get(timeout=5)
