@@ -84,7 +84,7 @@ class Hold:
         self.io = io  # whose store it is; opaque here
         self.lease: Any = None  # a weak reference to the lease that the application has
         self.generation = _process.generation
-        self.notes: dict[str, Any] = {}  # the adapter's
+        self.notes: dict[str, Any] | None = {}  # the adapter's; `None` if it is to conclude all from the token
         self.state = TRYING
         self.fence: int | None = None
         self.granted_at = NEVER  # by the store; it may have been passed on since,

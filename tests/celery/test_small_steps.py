@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pytest
 from celery import Celery
 from celery.signals import task_postrun
 
@@ -15,6 +16,7 @@ from atomiclock.celery import LockedTask, exclusive
 from atomiclock.celery._board import Board
 from atomiclock.celery._done import Done
 from atomiclock.celery._marks import Mark
+from atomiclock.celery._names import is_own
 from atomiclock.celery._supervisor import Supervisor
 
 
@@ -54,6 +56,28 @@ def test_the_main_process_forgets_what_is_released_and_frees_what_is_left(tmp_pa
     kept.release()
     locks.close()
     board.close()
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis", "memcached", "etcd"])
+def test_a_mark_is_its_messages_own_whichever_process_asks(
+    request: pytest.FixtureRequest, tmp_path: Path, store: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/locks.db" if store == "sqlite" else request.getfixturevalue(f"{store}_server").url
+
+    def mark(task_id: str) -> Mark:
+        return Mark(LockManager(url), "next", "task:key", None, task_id, "host")
+
+    for ttl in (5, 5, 20):
+        assert mark("1").put(ttl) is None, "it is ours already"
+    found = mark("2").found()
+    assert found is not None
+    assert found.remaining is not None
+    assert found.remaining > 10
+    assert is_own(mark("2").put(5), "1")
+    assert not mark("2").remove()
+    assert mark("1").remove()
+    assert not mark("1").remove()
+    assert mark("2").put(5) is None
 
 
 def test_the_rules_of_one_call_travel_in_its_header_whatever_the_base() -> None:

@@ -37,11 +37,22 @@ def story(shop: Shop, worker: Worker, key: str) -> None:
             waiting = shop.tasks.retry.delay(key)
             wait_until(lambda: worker.said(" ignored"), WITHIN, "it was put back")
         assert waiting.get(timeout=WITHIN) == key
+        one_waits_and_keeps_its_place(shop, worker, locks, f"{key}q")
         results = [shop.tasks.retry.delay(key, 0.3) for _ in range(3)]
         assert [result.get(timeout=WITHIN) for result in results] == [key] * 3
         assert most_at_once(worker.events(key)) == 1
         assert len(worker.events(key, "begin")) == 4
         assert locks.holder(f"retry:{key}") is None
+
+
+def one_waits_and_keeps_its_place(shop: Shop, worker: Worker, locks: LockManager, key: str) -> None:
+    """However often it comes in vain: the place that it finds is its own."""
+    with locks.acquire(f"coalesce:{key}", timeout=0):
+        waiting = shop.tasks.coalesce.delay(key)
+        again = f"coalesce[{waiting.id}] ignored"
+        wait_until(lambda: worker.log.read_text().count(again) >= 3, WITHIN, "it was put back three times")
+        assert shop.tasks.coalesce.delay(key).get(timeout=WITHIN) is None
+    assert waiting.get(timeout=WITHIN) == key
 
 
 def a_killed_child(shop: Shop, worker: Worker, key: str) -> None:

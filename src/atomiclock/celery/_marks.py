@@ -57,7 +57,9 @@ class Mark:
 
     def _hold(self, ttl: float) -> Any:
         given = {"ttl": ttl, "renew": False, "owner": self._label, "namespace": self._namespace, "on_lost": None}
-        return self._manager._adopt(self._name, self._token, given)
+        hold = self._manager._adopt(self._name, self._token, given)
+        hold.notes = None  # etcd then finds a mark of ours that another process put: it follows from the token
+        return hold
 
 
 def _asked(hold: Any, request: Any) -> Any:
