@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import os
 import pickle
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +129,35 @@ def test_a_lease_counts_on_the_later_of_two_renewals_but_not_beyond_the_shared_t
     board.close()
 
 
-def test_what_cannot_be_said_in_one_piece_is_not_said() -> None:
+def test_what_is_too_long_for_one_piece_is_said_in_several_that_others_may_come_between() -> None:
     board = Board()
+    names = ["ü" * LONGEST_LINE, "x" * 2 * LONGEST_LINE]
+    pieces = [list(board._in_pieces(json.dumps({"pid": 1, "name": name}).encode())) for name in names]
+    for both in itertools.zip_longest(*pieces):
+        assert all(board._write(piece, 0.0) for piece in both if piece is not None)
     assert board.tell(say="try", token="a")
-    assert not board.tell(say="try", token="x" * LONGEST_LINE)
-    assert [facts["token"] for facts in board.told()] == ["a"]
-    while board.tell(say="try", token="b" * 1000):  # until nobody reads any more
+    assert [facts.get("name") for facts in board.told()] == [names[1], names[0], None]
+    assert board._write(pieces[0][0], 0.0)
+    assert board.told() == []
+    board.forget(os.getpid())
+    assert not board._pieces, "it died in the middle"
+    board.close()
+
+
+def test_what_nobody_reads_is_not_said() -> None:
+    board = Board()
+    while board.tell(say="try", token="b" * 1000):  # until the pipe is full
         pass
     assert len(board.told()) > 10
+    longest = {"say": "try", "name": "x" * (1 << 20)}
+    assert not board.tell(**longest), "more than the pipe holds"
+    board.told()
+    heard: list[dict[str, Any]] = []
+    speaker = threading.Thread(target=board.tell, kwargs=longest)
+    speaker.start()
+    while speaker.is_alive() or not heard:
+        heard += board.told()
+    assert [facts["name"] for facts in heard] == [longest["name"]]
     board.close()
 
 

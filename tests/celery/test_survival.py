@@ -45,7 +45,9 @@ def test_a_second_call_with_an_id_that_was_chosen_is_no_second_delivery(shop: Sh
     assert most_at_once(worker.events(f"{key}c")) == 1
 
 
-def test_a_killed_child_is_freed_as_soon_as_it_is_dead(shop: Shop, worker: Worker, key: str) -> None:
+@pytest.mark.parametrize("more", ["", "x" * 20_000], ids=["short", "long"])
+def test_a_killed_child_is_freed_as_soon_as_it_is_dead(shop: Shop, worker: Worker, key: str, more: str) -> None:
+    key += more
     shop.tasks.patient.delay(key, 60)  # ttl 30
     victim = worker.await_event(key, "begin")["pid"]
     os.kill(victim, signal.SIGKILL)

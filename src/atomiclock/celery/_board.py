@@ -9,21 +9,30 @@ renewing, the main process renews in its place, and writes until when the lease 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import mmap
 import os
+import select
 import struct
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
 
 from .._hold import Hold
 from .._options import Options
+from .._process import clock
 
 SEATS = 1024
 _SEAT = struct.Struct("<16sdI")  # the first half of the token, the end of validity, a sum over both
 _WIDTH = 32
 LONGEST_LINE = 4096
 """Bytes that a pipe takes in one piece, so that lines of several children never mix (POSIX's PIPE_BUF, on Linux)."""
+PIECE = 3000
+"""Bytes of what is too long for that, such as the name of a lock, in each of several lines."""
+PATIENCE = 1.0
+"""Seconds that a child waits for the main process to read, where it has several lines to say."""
 
 
 class Board:
@@ -36,6 +45,8 @@ class Board:
         os.set_blocking(self.reader, False)
         os.set_blocking(self._writer, False)
         self._rest = b""
+        self._numbers = itertools.count()
+        self._pieces: dict[tuple[int, int], list[bytes]] = {}
 
     @property
     def in_child(self) -> bool:
@@ -48,11 +59,26 @@ class Board:
 
     def tell(self, **facts: Any) -> bool:
         """Say it to the main process. False if it cannot be said: then nobody supervises, and the ttl decides."""
-        line = json.dumps({"pid": os.getpid(), **facts}, default=str).encode() + b"\n"
-        if len(line) > LONGEST_LINE:
-            return False
+        line = json.dumps({"pid": os.getpid(), **facts}, default=str).encode()
+        if len(line) < LONGEST_LINE:
+            return self._write(line, 0.0)
+        until = clock() + PATIENCE
+        return all(self._write(piece, until - clock()) for piece in self._in_pieces(line))
+
+    def _in_pieces(self, line: bytes) -> Iterator[bytes]:
+        number, many = next(self._numbers), range(0, len(line), PIECE)
+        for at in many:
+            piece = b64encode(line[at : at + PIECE]).decode()
+            last = at == many[-1]
+            yield json.dumps({"pid": os.getpid(), "number": number, "piece": piece, "last": last}).encode()
+
+    def _write(self, line: bytes, patience: float) -> bool:
         try:
-            return os.write(self._writer, line) == len(line)
+            if patience > 0:
+                room = select.poll()
+                room.register(self._writer, select.POLLOUT)
+                room.poll(patience * 1000)
+            return os.write(self._writer, line + b"\n") == len(line) + 1
         except BlockingIOError:  # the main process is stopped, or far behind
             return False
         except OSError as error:
@@ -71,7 +97,24 @@ class Board:
         except BlockingIOError:
             pass
         *lines, self._rest = self._rest.split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [facts for facts in map(self._whole, lines) if facts is not None]
+
+    def _whole(self, line: bytes) -> dict[str, Any] | None:
+        """What `line` says, or with it those before it; `None` if there is more to come."""
+        facts: dict[str, Any] = json.loads(line)
+        if "piece" not in facts:
+            return facts
+        key = facts["pid"], facts["number"]
+        pieces = self._pieces.setdefault(key, [])
+        pieces.append(b64decode(facts["piece"]))
+        if not facts["last"]:
+            return None
+        whole: dict[str, Any] = json.loads(b"".join(self._pieces.pop(key)))
+        return whole
+
+    def forget(self, pid: int) -> None:
+        """Nothing more comes from that child: throw away what it had no time to end."""
+        self._pieces = {key: pieces for key, pieces in self._pieces.items() if key[0] != pid}
 
     def close(self) -> None:
         """Let go of it, in the main process."""

@@ -133,6 +133,7 @@ class Supervisor:
         self._forget(pid)
 
     def _forget(self, pid: int) -> None:
+        self.board.forget(pid)
         descriptor = self._children.pop(pid, None)
         if descriptor is not None:
             os.close(descriptor)
