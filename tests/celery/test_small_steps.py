@@ -80,6 +80,14 @@ def test_a_mark_is_its_messages_own_whichever_process_asks(
     assert mark("2").put(5) is None
 
 
+def test_marks_lie_beside_the_locks_that_they_belong_to(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/locks.db"
+    places = [(f"{url}?namespace=shop", None), (url, "market"), (f"{url}?namespace=shop", "market"), (url, None)]
+    marks = [Mark(LockManager(where), "next", "task:key", namespace, "1", "host") for where, namespace in places]
+    assert [mark.put(30) for mark in marks] == [None] * 4
+    assert [mark.remove() for mark in marks] == [True, True, False, True], "the third is the second"
+
+
 def test_the_rules_of_one_call_travel_in_its_header_whatever_the_base() -> None:
     app = Celery("rules", broker="memory://", set_as_current=False)
     app.conf.task_default_queue = f"rules-{uuid.uuid4().hex}"  # kombu's memory is one for the process

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from celery.result import AsyncResult
 from conftest import Shop, Worker, most_at_once, on_redis
 from servers import EtcdServer, MemcachedServer, RabbitServer, RedisServer, wait_until
 
@@ -38,6 +39,7 @@ def story(shop: Shop, worker: Worker, key: str) -> None:
             wait_until(lambda: worker.said(" ignored"), WITHIN, "it was put back")
         assert waiting.get(timeout=WITHIN) == key
         one_waits_and_keeps_its_place(shop, worker, locks, f"{key}q")
+        one_that_was_revoked_waits_no_more(shop, worker, locks, f"{key}r")
         results = [shop.tasks.retry.delay(key, 0.3) for _ in range(3)]
         assert [result.get(timeout=WITHIN) for result in results] == [key] * 3
         assert most_at_once(worker.events(key)) == 1
@@ -53,6 +55,23 @@ def one_waits_and_keeps_its_place(shop: Shop, worker: Worker, locks: LockManager
         wait_until(lambda: worker.log.read_text().count(again) >= 3, WITHIN, "it was put back three times")
         assert shop.tasks.coalesce.delay(key).get(timeout=WITHIN) is None
     assert waiting.get(timeout=WITHIN) == key
+
+
+def one_that_was_revoked_waits_no_more(shop: Shop, worker: Worker, locks: LockManager, key: str) -> None:
+    """It would come in 20 s, and its place would last for 80 s: the next call takes it long before."""
+
+    def waits(call: AsyncResult) -> bool:
+        wait_until(lambda: worker.said(f"coalesce[{call.id}] ignored") or call.ready(), WITHIN, "it has met the lock")
+        return not call.ready()
+
+    with locks.acquire(f"coalesce:{key}", timeout=0):
+        first = shop.tasks.coalesce.apply_async((key,), lock={"ttl": 60, "delay": 20})
+        assert waits(first)
+        assert not waits(shop.tasks.coalesce.delay(key))
+        first.revoke()
+        calls: list[AsyncResult] = []
+        wait_until(lambda: calls.append(shop.tasks.coalesce.delay(key)) or waits(calls[-1]), 15, "another one waits")
+    assert calls[-1].get(timeout=WITHIN) == key
 
 
 def a_killed_child(shop: Shop, worker: Worker, key: str) -> None:

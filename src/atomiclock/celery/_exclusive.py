@@ -55,6 +55,7 @@ class Exclusive:
 
         # Celery checks a call's arguments against this before it sends the task.
         protected.__signature__ = names.signature  # type: ignore[attr-defined]  # functions take attributes
+        protected._atomiclock_lock = self, names  # type: ignore[attr-defined]
         return cast("F", protected)
 
     def run(self, task: Any, task_name: str, name: str, body: Callable[[], Any]) -> Any:
@@ -139,6 +140,12 @@ def _self_in(names: Key, args: tuple[Any, ...]) -> frozenset[str]:
     if args and isinstance(args[0], Task):
         return frozenset({next(iter(names.signature.parameters))})
     return frozenset()
+
+
+def decorated_with(task: Any) -> tuple[Exclusive, Key] | None:
+    """The lock in which the task's function is wrapped, and its names; `None` if there is none."""
+    found: tuple[Exclusive, Key] | None = getattr(task.run, "_atomiclock_lock", None)
+    return found
 
 
 def way_of(task: Any) -> tuple[Where, Any]:

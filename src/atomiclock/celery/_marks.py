@@ -13,7 +13,7 @@ from .._names import digest
 from .._process import clock
 from ..backends import Holder, Unknown
 from ..errors import BackendUnavailable, LockTimeout
-from ._names import beside, label
+from ._names import beside, label, within
 
 
 class Mark:
@@ -24,7 +24,7 @@ class Mark:
     ) -> None:
         self._manager = manager
         self._name = name
-        self._namespace = beside(namespace, kind)
+        self._namespace = beside(manager._core.options(within(namespace)).namespace, kind)
         self._token = digest(f"{kind}:{task_id}:{name}")
         self._label = label(task_id, hostname)
 
@@ -50,6 +50,10 @@ class Mark:
         """Remove it. False if it was not ours any more."""
         hold = self._hold(1.0)
         return bool(_asked(hold, lambda end: self._manager._remove_token(hold, end)))
+
+    def remove_by(self, deadline: float) -> None:
+        """Try to remove it, by `deadline`. Raises `Unknown`."""
+        self._manager._remove_token(self._hold(1.0), deadline)
 
     def found(self) -> Holder | None:
         """Who has it, if anybody."""

@@ -37,9 +37,14 @@ def _written(task_id: str) -> str:
     return text if len(text) <= LONGEST_ID else f"~{digest(task_id)}"
 
 
-def beside(namespace: str | None, kind: str) -> str:
+def beside(namespace: str, kind: str) -> str:
     """The namespace of what is kept beside the locks: marks of what is done, places of who waits."""
     return f"{namespace or DEFAULT_NAMESPACE}.{kind}"
+
+
+def within(namespace: str | None) -> dict[str, Any]:
+    """The option for a lock's namespace; none if the task does not say one, so that the URL may."""
+    return {} if namespace is None else {"namespace": namespace}
 
 
 def name_of(key: Key, task_name: str, shared: bool, args: tuple[Any, ...], kwargs: Any, skip: frozenset[str]) -> str:

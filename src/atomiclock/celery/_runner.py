@@ -21,9 +21,10 @@ from . import _done, _supply
 from ._abort import abortable, strike
 from ._conflicts import Again, Answer, Conflict, Fail, Queue, Skip, Stand, Where, answer, pause
 from ._marks import Mark
-from ._names import is_own, label
+from ._names import is_own, label, within
 from ._report import reporter
 from ._rules import STATE, Rules
+from ._waiting import leave, place, taken
 
 
 class LockBusy(LockError):
@@ -158,14 +159,18 @@ class Attempt:
 
     def _wait_behind(self, countdown: float) -> Again | Skip:
         try:
-            free = self.waiting().put(countdown + self.ttl) is None
+            mine, ttl = self.waiting(), countdown + self.ttl
+            free = not taken(mine, ttl, self.manager, self.call.name, self.rules.namespace)
         except BackendUnavailable as error:
             if isinstance(error, BackendRefused) or self.rules.on_backend_error == "raise":
                 raise
             self.tell("backend_error", error=str(error), outcome="requeued")
             return Again(countdown)  # one run too many loses nothing, and the lock is known to be held
         self.state["waits"] = free
-        return Again(countdown) if free else Skip()
+        if not free:
+            return Skip()
+        self.line.waits(ttl)
+        return Again(countdown)
 
     def _do(self, todo: Answer, conflict: Conflict) -> Result:
         if isinstance(todo, Again):
@@ -177,7 +182,7 @@ class Attempt:
             self.tell("lock_busy", holder=conflict.holder, outcome="raised")
             busy = self._busy(conflict.holder)
             with suppress(BackendUnavailable):
-                held = self.manager.holder(self.call.name, namespace=self.rules.namespace)
+                held = self.manager.holder(self.call.name, **within(self.rules.namespace))
                 busy.remaining = None if held is None else held.remaining
             raise busy
         self.tell("lock_busy", holder=conflict.holder, outcome="skipped")
@@ -207,6 +212,8 @@ class Attempt:
             message = call.task.signature_from_request(call.request, countdown=countdown, headers=headers)
             message.apply_async()
         except Exception as error:  # whatever the broker raises: the message must not be acknowledged as done
+            if self.state.get("waits"):
+                leave(self.rules, call.name, str(call.task_id))
             raise otherwise from error
         raise Ignore(f"{call.name}: put back for {countdown:.3g} s")
 
@@ -218,7 +225,8 @@ class Attempt:
 
     def waiting(self) -> Mark:
         """The place of the one call that waits for the holder's end."""
-        return self._mark("next", self.call.name)
+        call = self.call
+        return place(self.manager, call.name, self.rules.namespace, str(call.task_id), call.request.hostname)
 
     def _mark(self, kind: str, name: str) -> Mark:
         call = self.call

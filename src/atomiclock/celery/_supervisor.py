@@ -20,7 +20,9 @@ from .._process import clock
 from ..backends import Unknown
 from ..errors import LockError
 from ._board import Board
+from ._names import within
 from ._report import log, reporter
+from ._waiting import is_revoked, place
 
 LATE = 0.55
 """The part of a ttl that a lease may have left before the main process renews it. A child that is well renews with two
@@ -49,12 +51,23 @@ class Told:
     dead: bool = False
 
 
+@dataclass
+class Waiting:
+    """What a child said of a call that it put back, and that has the place of the one which waits."""
+
+    url: str
+    namespace: str | None
+    name: str
+    until: float
+
+
 class Supervisor:
     """A thread of the main process. `board` is what its children were forked with."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
         self.leases: dict[str, Told] = {}
+        self.waiting: dict[str, Waiting] = {}  # by the call's id
         self._children: dict[int, int | None] = {}  # pid: the descriptor that becomes readable when it has ended
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="atomiclock-supervisor", daemon=True)
@@ -110,9 +123,14 @@ class Supervisor:
                 self._free(told)
             else:
                 self._renew_if_late(told)
+        for task_id, waiting in list(self.waiting.items()):
+            if clock() >= waiting.until or is_revoked(task_id):
+                self._end_wait(task_id, waiting)
 
     def _hear(self, facts: dict[str, Any]) -> None:
         say, pid = facts.pop("say"), facts["pid"]
+        if say == "waits":
+            self.waiting[facts["id"]] = Waiting(facts["url"], facts["namespace"], facts["name"], facts["until"])
         if say == "event":
             reporter.emit(facts["kind"], facts["event"])
         elif say == "try":
@@ -165,11 +183,17 @@ class Supervisor:
                 log.warning("freed the lock %r: its task's process %s is dead", told.name, told.pid)
                 reporter.tell("lock_freed", told.task, told.id, told.name, reason="its process is dead", pid=told.pid)
 
+    def _end_wait(self, task_id: str, waiting: Waiting) -> None:
+        """Forget it when its place has ended; if it was revoked, give that back, so that the next call may wait."""
+        with contextlib.suppress(Unknown, LockError):  # it is asked again at the next look
+            if clock() < waiting.until:
+                mark = place(manager_for(waiting.url), waiting.name, waiting.namespace, task_id)
+                mark.remove_by(clock() + 1.0)
+            del self.waiting[task_id]
+
     def _hold(self, told: Told) -> Any:
         if told.hold is None:
-            given: dict[str, Any] = {"ttl": told.ttl, "on_lost": None}
-            if told.namespace is not None:
-                given["namespace"] = told.namespace
+            given: dict[str, Any] = {"ttl": told.ttl, "on_lost": None, **within(told.namespace)}
             told.hold = manager_for(told.url)._adopt(told.name, told.token, given)
         return told.hold
 

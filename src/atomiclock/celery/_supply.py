@@ -86,6 +86,12 @@ class Line:
             self.done(isinstance(error, LockTimeout))  # which means that nothing of it is in the store
             raise
 
+    def waits(self, ttl: float) -> None:
+        """Say that this call has the place of the one that waits, for `ttl` seconds: in case it is revoked."""
+        if self._board is not None:
+            said = ("id", "name", "url", "namespace")
+            self._board.tell(say="waits", until=clock() + ttl, **{name: self._facts[name] for name in said})
+
     def done(self, released: bool) -> None:
         """Say that the lease is over. Unless it was `released`, the main process makes sure of it."""
         token, self._token = self._token, None

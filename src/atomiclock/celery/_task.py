@@ -14,10 +14,11 @@ from celery.utils import uuid
 
 from .._keys import Key
 from ._conflicts import Where
-from ._exclusive import Exclusive, key_for, way_of
+from ._exclusive import Exclusive, decorated_with, key_for, way_of
 from ._names import name_of
-from ._rules import HEADER
+from ._rules import HEADER, STATE
 from ._unique import Unique
+from ._waiting import leave
 
 
 class LockMixin:
@@ -151,24 +152,55 @@ class LockedTask(LockMixin, _base()):  # type: ignore[misc]  # Celery has no typ
     """A task with a `lock`, a place in the queue (`unique`), or both."""
 
 
+def locks_of(task: Any) -> list[Exclusive]:
+    """The locks of a task: of its class, and of its function."""
+    inside = decorated_with(task)
+    own = [task.lock] if isinstance(task, LockMixin) and task.lock is not None else []
+    return own if inside is None else [*own, inside[0]]
+
+
+def _named(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Exclusive, str]]:
+    """The locks of a call, with their names."""
+    found = []
+    if isinstance(task, LockMixin) and task.lock is not None:
+        found.append((task.lock, task._name_of(task.lock, args, kwargs)))
+    inside = decorated_with(task)
+    if inside is not None:
+        lock, key = inside
+        bound = not isinstance(inspect.getattr_static(type(task), "run"), staticmethod)
+        first = frozenset({next(iter(key.signature.parameters))}) if bound else frozenset()
+        found.append((lock, name_of(key, task.name, lock.shared, (task, *args) if bound else args, kwargs, first)))
+    return found
+
+
 def _revoked(sender: Any, request: Any, **_: Any) -> None:
     if isinstance(sender, LockMixin) and sender.unique is not None:
         _leave(sender, request.args, request.kwargs, request.id)
+    state = (request.headers or {}).get(STATE) or {}
+    if state.get("waits"):
+        _wait_no_more(sender, request.args, request.kwargs, request.id)
 
 
 def _failed(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
     """In a worker's main process, of a child that could not do it any more."""
-    if not isinstance(sender, LockMixin) or sender.unique is None:
-        return
     if isinstance(exception, TimeLimitExceeded) or (
         isinstance(exception, WorkerLostError) and not (sender.acks_late and sender.reject_on_worker_lost)
     ):
-        _leave(sender, args, kwargs, task_id)
+        if isinstance(sender, LockMixin) and sender.unique is not None:
+            _leave(sender, args, kwargs, task_id)
+        _wait_no_more(sender, args, kwargs, task_id)
 
 
 def _leave(task: Any, args: Any, kwargs: Any, task_id: str) -> None:
     name = task._name_of(task.unique, tuple(args or ()), dict(kwargs or {}))
     task.unique.leave(task, name, task_id)
+
+
+def _wait_no_more(task: Any, args: Any, kwargs: Any, task_id: str) -> None:
+    for lock, name in _named(task, tuple(args or ()), dict(kwargs or {})):
+        rules = lock.rules(task.app.conf, None)
+        if rules.enabled and (rules.on_conflict == "coalesce" or callable(rules.on_conflict)):
+            leave(rules, name, task_id)
 
 
 signals.before_task_publish.connect(_take_along, weak=False)
