@@ -133,6 +133,11 @@ def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, no
     def patient(key: str, seconds: float = 0.0) -> str:
         return work(key, seconds)
 
+    @task("elsewhere")
+    @exclusive("{key}", ttl=30, url=f"{app.conf.atomiclock_url}?namespace=elsewhere")
+    def elsewhere(key: str, seconds: float = 0.0) -> str:
+        return work(key, seconds)
+
     @task("again", bind=True, max_retries=2)
     @exclusive("{key}", **QUICK)
     def again(self: Any, key: str) -> str:

@@ -89,23 +89,37 @@ def _ping(shop: Shop, seen: list[dict[str, Any]]) -> bool:
     return bool(seen)
 
 
-def test_the_command_line_lists_shows_and_breaks_only_with_the_token(watched: Shop, tmp_path: Path, key: str) -> None:
-    result = watched.tasks.patient.delay(key, 8)
+@pytest.mark.parametrize("task", ["patient", "elsewhere"])
+def test_the_command_line_lists_shows_and_breaks_only_with_the_token_also_in_the_store_of_one_task(
+    watched: Shop, tmp_path: Path, key: str, task: str
+) -> None:
+    result = getattr(watched.tasks, task).delay(key, 60)
     watched.started[0].await_event(key, "begin")
+    name = f"{task}:{key}"
     listed = celery_locks(watched, tmp_path, "ls", "--json")
-    rows = [row for row in json.loads(listed.stdout) if row["name"] == f"patient:{key}"]
+    rows = [row for row in json.loads(listed.stdout) if row["name"] == name]
     assert [row["id"] for row in rows] == [result.id], listed.stderr
-    shown = json.loads(celery_locks(watched, tmp_path, "show", f"patient:{key}", "--json").stdout)
+    shown = json.loads(celery_locks(watched, tmp_path, "show", name, "--json").stdout)
     assert shown["owner"].startswith(f"celery:{result.id}:")
-    wrong = celery_locks(watched, tmp_path, "break", f"patient:{key}", "--token", "f" * 32)
+    wrong = celery_locks(watched, tmp_path, "break", name, "--token", "f" * 32)
     assert wrong.returncode == 1
     assert "was left alone" in wrong.stderr
-    right = celery_locks(watched, tmp_path, "break", f"patient:{key}", "--token", shown["token"])
+    right = celery_locks(watched, tmp_path, "break", name, "--token", shown["token"])
     assert right.returncode == 0, right.stderr
-    with LockManager(watched.env["LOCKS"]) as locks:
-        assert locks.holder(f"patient:{key}") is None
-    assert celery_locks(watched, tmp_path, "show", f"patient:{key}").returncode == 1
+    assert celery_locks(watched, tmp_path, "show", name).returncode == 1
     result.revoke(terminate=True, signal="SIGKILL")
+
+
+def test_break_asks_which_of_two_stores_is_meant(watched: Shop, tmp_path: Path, key: str) -> None:
+    name, url = f"elsewhere:{key}", watched.env["LOCKS"]
+    with LockManager(url) as usual, LockManager(f"{url}?namespace=elsewhere") as own:
+        held = usual.acquire(name, timeout=0), own.acquire(name, timeout=0)
+        either = celery_locks(watched, tmp_path, "break", name, "--force")
+        assert either.returncode == 1
+        assert "say which" in either.stderr
+        assert celery_locks(watched, tmp_path, "break", name, "--force", "--url", url).returncode == 0
+        assert [locks.holder(name) is None for locks in (usual, own)] == [True, False]
+        held[1].release()
 
 
 def test_a_worker_that_does_not_know_what_is_held_never_says_that_nothing_is(
