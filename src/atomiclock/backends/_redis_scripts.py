@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from . import Steps
 from ._redis_errors import checked
 from ._resp import ServerError, bulk
-from ._wire import NO_ROOM, Blocking
 
 
 class Keys(NamedTuple):
@@ -23,10 +22,12 @@ class Keys(NamedTuple):
     """... and whether anybody waits."""
     wake: bytes
     """A list on which who waits blocks."""
+    four: bytes
+    """... all of these."""
 
-    def of(self, token: str) -> bytes:
-        """The tombstone of an attempt."""
-        return bulk(b"%b:%b" % (self.stem, token.encode()))
+    def of(self, token: bytes) -> bytes:
+        """The tombstone of an attempt, and its token."""
+        return b"$%d\r\n%b:%b\r\n$%d\r\n%b\r\n" % (len(self.stem) + 1 + len(token), self.stem, token, len(token), token)
 
 
 @lru_cache(maxsize=256)
@@ -36,37 +37,27 @@ def keys_of(key: str) -> Keys:
     start, end = lock.find(b"{"), lock.find(b"}", lock.find(b"{"))
     stem = lock if start >= 0 and end > start + 1 else b"{" + lock + b"}"
     pair = bulk(lock) + bulk(stem + b":info")
-    return Keys(stem, pair, pair + bulk(stem + b":waiting"), bulk(stem + b":wake"))
+    three, wake = pair + bulk(stem + b":waiting"), bulk(stem + b":wake")
+    return Keys(stem, pair, three, wake, three + wake)
 
 
 class Script:
-    """A script of the server, sent by its digest, and in full when the server does not know it."""
+    """A script of the server, asked for by its digest, and in full when the server does not know it."""
 
     def __init__(self, text: str, keys: int, args: int) -> None:
         self.text = text.encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
         size, number = b"*%d\r\n" % (3 + keys + args), bulk(b"%d" % keys)
-        self._short = size + bulk(b"EVALSHA") + bulk(self.sha) + number
+        self.short = size + bulk(b"EVALSHA") + bulk(self.sha) + number
+        """What comes before the keys and the arguments."""
         self._full = size + bulk(b"EVAL") + bulk(self.text) + number
 
-    def run(self, keys: bytes, *args: bytes, after: bytes | None = None) -> Steps[Any]:
-        """The script's reply; `after` a blocking command, if one is given, in the same request (or `NO_ROOM`)."""
-        rest = keys + b"".join([bulk(arg) for arg in args])
-        first = None
-        if after is None:
-            reply = yield self._short + rest
-        else:
-            replies = yield Blocking.of([after, self._short + rest])
-            if replies is NO_ROOM:
-                return NO_ROOM
-            first, reply = replies
-        if type(reply) is ServerError:
-            if reply.code == "NOSCRIPT":  # nothing was done
-                reply = yield self._full + rest
-            checked(reply)
-        if type(first) is ServerError and not has_lock(reply):  # else nothing matters that was wrong before
-            checked(first)
-        return reply
+    def instead(self, reply: ServerError, rest: bytes) -> Steps[Any]:
+        """The reply, after the server has answered `reply` to `short` and `rest`; raises what an error means."""
+        error: Any = reply
+        if reply.code == "NOSCRIPT":  # nothing was done
+            error = yield self._full + rest
+        return checked(error)
 
 
 def has_lock(reply: Any) -> bool:

@@ -35,11 +35,10 @@ def pack(*parts: bytes) -> bytes:
 class Reader:
     """Cuts replies out of what arrives, in pieces of any size. Raises `ValueError` for what is no RESP2."""
 
-    __slots__ = ("_at", "_buffer")
+    __slots__ = ("_buffer",)
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._at = 0
 
     @property
     def empty(self) -> bool:
@@ -54,42 +53,49 @@ class Reader:
         """The next reply, or `MORE` until that was fed; for `Several` requests, the list of theirs."""
         if not self._buffer:
             return MORE
-        self._at = 0
         try:
-            value = [self._value(0) for _ in range(request.number)] if isinstance(request, Several) else self._value(0)
+            if isinstance(request, Several):
+                value, at = _values(self._buffer, 0, request.number, 0)
+            else:
+                value, at = _value(self._buffer, 0, 0)
         except _Incomplete:
             return MORE
-        self._buffer = self._buffer[self._at :]
+        self._buffer = self._buffer[at:]
         return value
 
-    def _line(self) -> bytes:
-        end = self._buffer.find(b"\r\n", self._at)
-        if end < 0:
-            raise _Incomplete
-        line, self._at = self._buffer[self._at : end], end + 2
-        return line
 
-    def _value(self, depth: int) -> Any:
-        line = self._line()
-        kind, rest = line[:1], line[1:]
-        if kind == b":":
-            return int(rest)
-        if kind == b"$":
-            return self._bulk(int(rest))
-        if kind == b"+":
-            return rest
-        if kind == b"-":
-            return ServerError(rest.decode("utf-8", "replace"))
-        if kind == b"*" and depth < 3:
-            size = int(rest)
-            return None if size < 0 else [self._value(depth + 1) for _ in range(min(size, LONGEST))]
-        raise ValueError(f"the server does not speak Redis's protocol: {line[:40]!r}")
+_SIMPLE, _ERROR, _INTEGER, _BULK, _ARRAY = b"+-:$*"
 
-    def _bulk(self, size: int) -> bytes | None:
+
+def _value(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+    """The reply that begins at `at`, and where the next one does. In few calls: who waits for a lock waits for this."""
+    end = data.find(b"\r\n", at)
+    if end < 0:
+        raise _Incomplete
+    kind, rest, after = data[at], data[at + 1 : end], end + 2
+    if kind == _BULK:
+        size = int(rest)
         if size < 0:
-            return None
-        end = self._at + size
-        if len(self._buffer) < end + 2:
+            return None, after
+        end = after + size
+        if len(data) < end + 2:
             raise _Incomplete
-        data, self._at = self._buffer[self._at : end], end + 2
-        return data
+        return data[after:end], end + 2
+    if kind == _INTEGER:
+        return int(rest), after
+    if kind == _ARRAY and depth < 3:
+        size = int(rest)
+        return (None, after) if size < 0 else _values(data, after, min(size, LONGEST), depth + 1)
+    if kind == _SIMPLE:
+        return rest, after
+    if kind == _ERROR:
+        return ServerError(rest.decode("utf-8", "replace")), after
+    raise ValueError(f"the server does not speak Redis's protocol: {data[at:end][:40]!r}")
+
+
+def _values(data: bytes, at: int, number: int, depth: int) -> tuple[list[Any], int]:
+    values = []
+    for _ in range(number):
+        value, at = _value(data, at, depth)
+        values.append(value)
+    return values, at

@@ -18,6 +18,7 @@ too, comes between a request and its reply (redis-py 8.1 pools it, and the next 
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
@@ -29,10 +30,10 @@ from .._url import URL, mask
 from ..errors import ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
 from ._redis_dial import NOT_OURS, async_dial, dial
-from ._redis_errors import refuses
-from ._redis_scripts import ADD, EXTEND, PEEK, REMOVE, keys_of
+from ._redis_errors import checked, refuses
+from ._redis_scripts import ADD, EXTEND, PEEK, REMOVE, has_lock, keys_of
 from ._resp import ServerError, bulk
-from ._wire import NO_ROOM, Nap, Room
+from ._wire import NO_ROOM, Blocking, Nap, Room
 from ._wire_pool import WireChannel
 from ._wire_tasks import AsyncWireChannel
 
@@ -78,8 +79,38 @@ def milliseconds(seconds: float) -> int:
     return -int(-seconds * 1000 // 1)
 
 
-_TOMBSTONE, _WAKE = b"%d" % milliseconds(TOMBSTONE), b"%d" % milliseconds(WAKE)
 _BLPOP = b"*3\r\n" + bulk(b"BLPOP")
+
+
+def _to_add(ask: Add | Wait, waiting: bool) -> bytes:
+    """The keys and arguments of `ADD`."""
+    keys = keys_of(ask.key)
+    return keys.three + keys.of(ask.token.encode()) + _terms(ask.ttl, ask.owner, waiting)
+
+
+@lru_cache(maxsize=256)
+def _terms(ttl: float, owner: str, waiting: bool) -> bytes:
+    """The arguments of `ADD` after the token: mostly the same for all locks of a thread."""
+    note = milliseconds(2 * WAKE) if waiting else 0
+    return bulk(b"%d" % milliseconds(ttl)) + bulk(owner.encode("utf-8", "replace")) + bulk(b"%d" % note)
+
+
+@lru_cache(maxsize=16)
+def _removal(in_flight: int) -> bytes:
+    """The arguments of `REMOVE` after the token."""
+    return bulk(b"%d" % in_flight) + bulk(b"%d" % milliseconds(TOMBSTONE)) + bulk(b"%d" % milliseconds(WAKE))
+
+
+def _added(reply: Any) -> Granted | Busy:
+    if type(reply) is bytes:
+        return Granted(int(reply))
+    if reply[0] == 1:
+        return Granted(int(reply[1]), repeated=True)
+    if reply[0] == 0:
+        info = info_of(reply[2], reply[3])
+        left = reply[1] / 1000 if reply[1] >= 0 else None
+        return Busy(left, info.owner if info else None, signals=info is not None)
+    raise Unknown("the attempt had been given up already", sent=False)
 
 
 class RedisBackend:
@@ -157,34 +188,21 @@ class RedisBackend:
     def add(self, ask: Add) -> Steps[Granted | Busy]:
         if ask.waiting and self._just_left_to_another(ask):
             return Busy(GIVEN_WAY)
-        return self._added((yield from self._ask_to_add(ask, ask.waiting)))
+        rest = _to_add(ask, ask.waiting)
+        reply = yield ADD.short + rest
+        return _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
 
     def _just_left_to_another(self, ask: Add) -> bool:
         """Whether our own release has just woken a waiter: it is the other's turn, so there is no point in asking."""
         now = _process.clock()
         return now - self._contended.pop(ask.key, 0.0) < JUST_NOW and ask.deadline - now > 4 * GIVEN_WAY
 
-    def _ask_to_add(self, ask: Add | Wait, waiting: bool, after: bytes | None = None) -> Steps[Any]:
-        keys, token = keys_of(ask.key), ask.token
-        note = b"%d" % milliseconds(2 * WAKE) if waiting else b"0"
-        ttl, owner = b"%d" % milliseconds(ask.ttl), ask.owner.encode("utf-8", "replace")
-        return (yield from ADD.run(keys.three + keys.of(token), token.encode(), ttl, owner, note, after=after))
-
-    def _added(self, reply: Any) -> Granted | Busy:
-        if type(reply) is bytes:
-            return Granted(int(reply))
-        if reply[0] == 1:
-            return Granted(int(reply[1]), repeated=True)
-        if reply[0] == 0:
-            info = info_of(reply[2], reply[3])
-            left = reply[1] / 1000 if reply[1] >= 0 else None
-            return Busy(left, info.owner if info else None, signals=info is not None)
-        raise Unknown("the attempt had been given up already", sent=False)
-
     def remove(self, ask: Remove) -> Steps[bool]:
         keys = keys_of(ask.key)
-        places = keys.three + keys.wake + keys.of(ask.token)
-        reply = yield from REMOVE.run(places, ask.token.encode(), b"%d" % ask.in_flight, _TOMBSTONE, _WAKE)
+        rest = keys.four + keys.of(ask.token.encode()) + _removal(ask.in_flight)
+        reply = yield REMOVE.short + rest
+        if type(reply) is ServerError:
+            reply = yield from REMOVE.instead(reply, rest)
         if reply == 3:
             if len(self._contended) > 1000:
                 self._contended.clear()
@@ -192,11 +210,16 @@ class RedisBackend:
         return bool(reply & 1)
 
     def extend(self, ask: Extend) -> Steps[bool]:
-        reply = yield from EXTEND.run(keys_of(ask.key).pair, ask.token.encode(), b"%d" % milliseconds(ask.ttl))
+        rest = keys_of(ask.key).pair + bulk(ask.token.encode()) + bulk(b"%d" % milliseconds(ask.ttl))
+        reply = yield EXTEND.short + rest
+        if type(reply) is ServerError:
+            reply = yield from EXTEND.instead(reply, rest)
         return bool(reply == 1)
 
     def peek(self, ask: Peek) -> Steps[Holder | None]:
-        token, left, said = yield from PEEK.run(keys_of(ask.key).pair)
+        pair = keys_of(ask.key).pair
+        reply = yield PEEK.short + pair
+        token, left, said = (yield from PEEK.instead(reply, pair)) if type(reply) is ServerError else reply
         if token is None:
             return None
         info = info_of(token, said)
@@ -212,13 +235,21 @@ class RedisBackend:
             until = min(until, now + FOREIGN_POLL * (0.5 + random.random()))
         left = until - now - BLPOP_LATE
         if left > 0 and (yield Room()):  # 0 would be for ever, and Redis 6 knows milliseconds
+            rest = _to_add(ask, True)
             wait = _BLPOP + keys_of(ask.key).wake + bulk(b"%.3f" % max(0.001, left))
-            reply = yield from self._ask_to_add(ask, True, wait)
-            if reply is not NO_ROOM:
-                return self._added(reply)
+            replies = yield Blocking.of([wait, ADD.short + rest])
+            if replies is not NO_ROOM:
+                woken, reply = replies
+                if type(reply) is ServerError:
+                    reply = yield from ADD.instead(reply, rest)
+                if type(woken) is ServerError and not has_lock(reply):  # else nothing matters that was wrong before
+                    checked(woken)
+                return _added(reply)
         pause = BLPOP_LATE / 4 if left <= 0 else max(CROWDED[0], min(CROWDED[1], (now - ask.since) / 8))
         yield Nap(min(until, now + pause * (0.5 + random.random())))
-        return self._added((yield from self._ask_to_add(ask, True)))
+        rest = _to_add(ask, True)
+        reply = yield ADD.short + rest
+        return _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
 
     def channel(self) -> Channel:
         opens = dial(self._classes[0], self._kwargs, self.request_bound, self.place)
@@ -231,8 +262,8 @@ class RedisBackend:
 
 def _fit(reply: Any) -> bool:
     """One that refuses us may lead to another server next time, after a failover or a change of users."""
-    if type(reply) is list:
-        return all(map(_fit, reply))
+    if type(reply) is list:  # of several requests, or of one: no reply of a lock's has an error deeper inside
+        return ServerError not in map(type, reply) or not any(map(refuses, reply))
     return type(reply) is not ServerError or not refuses(reply)
 
 
