@@ -9,12 +9,16 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 from colours import Face
+from servers import wait_until
 from test_processes import SOURCE, child, count_up, line_of
 
 from atomiclock import BackendUnavailable, ConfigurationError, LockLost, LockManager, _process
@@ -318,3 +322,43 @@ def test_a_cycle_is_two_short_transactions(tmp_path: Path, monkeypatch: pytest.M
         assert len(opened) == 1
     writes = [statement for statement in said if not statement.startswith("SELECT")]
     assert (len(said), len(writes)) == (30, 20), "a look, and each write is one statement by itself"
+
+
+def test_a_handoff_writes_as_little_as_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers exclude each other, so whoever writes for nothing is in the way of who is to have the lock."""
+    said: dict[int, list[str]] = {}
+
+    def connect(*args: Any) -> sqlite3.Connection:
+        db = _sqlite_file.connect(*args)
+        mine = said.setdefault(threading.get_ident(), [])
+        db.set_trace_callback(lambda statement: mine.append(" ".join(statement.split())))
+        return db
+
+    def waits() -> bool:
+        with closing(sqlite3.connect(path)) as db:
+            return bool(db.execute("SELECT 1 FROM waiters").fetchone())
+
+    monkeypatch.setattr(_sqlite_io, "connect", connect)
+    path = tmp_path / "locks.db"
+    ours, theirs = (LockManager(f"sqlite:///{path}") for _ in range(2))
+    lease = ours.acquire("x")
+    ready: SimpleQueue[int] = SimpleQueue()
+
+    def other() -> None:
+        their_lease = theirs.acquire("x")
+        ready.put(threading.get_ident())
+        wait_until(waits, 10)
+        their_lease.release()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    wait_until(waits, 10)
+    said[threading.get_ident()].clear()
+    lease.release()
+    ours.acquire("x", timeout=10).release()
+    thread.join(10)
+    mine, others = said[threading.get_ident()], said[ready.get()]
+    shapes = ["DELETE FROM locks", "SELECT token, port", "INSERT OR REPLACE INTO waiters"]
+    assert [found.startswith(shape) for found, shape in zip(mine, shapes, strict=False)] == [True] * 3, mine
+    first = next(index for index, found in enumerate(others) if found.startswith("INSERT OR REPLACE INTO waiters"))
+    assert not [found for found in others[first:] if "NOT EXISTS" in found], "a try that cannot succeed"

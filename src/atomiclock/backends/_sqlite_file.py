@@ -106,9 +106,9 @@ def file_system(folder: str, mounts: str = "/proc/self/mountinfo") -> str:
     return kind
 
 
-def connect(path: str, busy: float, durable: bool) -> sqlite3.Connection:
-    """An open connection, the file set up. `busy`: seconds that SQLite itself waits for another writer."""
-    db = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
+def connect(path: str, durable: bool) -> sqlite3.Connection:
+    """An open connection, the file set up. SQLite itself does not wait for another writer."""
+    db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION or not _is_ours(db):

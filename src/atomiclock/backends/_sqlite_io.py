@@ -22,8 +22,9 @@ from ._sqlite_file import connect, default_path, explain, prepare, sweep
 
 GLANCE = 0.1
 """Seconds between looks at whether the holder's process still lives, while waiting for it."""
-BUSY = 0.005
-"""Seconds that SQLite itself waits for another writer, where it may block the thread."""
+AGAIN = (0.00005, 0.001)
+"""Seconds after which a busy file is tried again, at first and at most. A transaction takes some 50 microseconds.
+SQLite's own handler for that sleeps for a millisecond at least, and we would sleep with it while we have the gate."""
 
 _gate = threading.RLock()
 """Held by whoever uses SQLite, and by whoever forks: no connection may be open across a fork. What SQLite knows of an
@@ -96,10 +97,9 @@ def ring(port: int, cookie: bytes) -> bool:
 class _File:
     """Connections to the file. One is either idle here, or in the hands of one thread."""
 
-    def __init__(self, path: str | None, durable: bool, busy: float) -> None:
+    def __init__(self, path: str | None, durable: bool) -> None:
         self._path = path
         self._durable = durable
-        self._busy = busy
         self._idle: list[sqlite3.Connection] = []
         self._node: tuple[int, int] | None = None
         with _gate:
@@ -148,10 +148,10 @@ class _File:
         except FileNotFoundError:
             self._node = None
         except IndexError:
-            return connect(self._path, self._busy, self._durable)
+            return connect(self._path, self._durable)
         self.close()
         prepare(self._path)
-        db = connect(self._path, self._busy, self._durable)
+        db = connect(self._path, self._durable)
         sweep(db, _process.clock(), identity().boot)
         status = os.stat(self._path)
         self._node = (status.st_dev, status.st_ino)
@@ -171,18 +171,20 @@ class FileChannel:
     """The lock file for threads."""
 
     def __init__(self, path: str | None, durable: bool) -> None:
-        self._file = _File(path, durable, BUSY)
+        self._file = _File(path, durable)
 
     def call(self, request: Any, deadline: float) -> Any:
         if isinstance(request, Listening):
             return self._listen(request, deadline)
+        pause, longest = AGAIN
         while True:
             try:
                 return self._file.attempt(request)
             except Unknown:
                 if _process.clock() >= deadline:
                     raise
-                time.sleep(0.001 * random.random())
+                time.sleep(pause * random.random())
+                pause = min(2 * pause, longest)
 
     def _listen(self, ask: Listening, deadline: float) -> None:
         try:
@@ -207,11 +209,12 @@ class AsyncFileChannel:
     """The lock file for tasks: a transaction takes microseconds, far less than to hand it to a thread."""
 
     def __init__(self, path: str | None, durable: bool) -> None:
-        self._file = _File(path, durable, 0.0)
+        self._file = _File(path, durable)
 
     async def call(self, request: Any, deadline: float) -> Any:
         if isinstance(request, Listening):
             return await self._listen(request, deadline)
+        pause, longest = AGAIN
         while True:
             try:
                 return self._file.attempt(request)
@@ -220,7 +223,8 @@ class AsyncFileChannel:
                     raise
             import asyncio  # here, as it takes as long to load as all else that threads need
 
-            await asyncio.sleep(0.001 * random.random())
+            await asyncio.sleep(pause * random.random())
+            pause = min(2 * pause, longest)
 
     async def _listen(self, ask: Listening, deadline: float) -> None:
         import asyncio

@@ -93,6 +93,7 @@ class SQLiteBackend:
         # Fixed now: a process that changes its directory later must not change its lock file with it.
         self._path = None if path is None else os.path.abspath(path)
         self._durable = durable
+        self._left: dict[str, float] = {}  # keys whose release has just woken a waiter, and when
         self.place = f"sqlite:///{self._path}" if path else "sqlite://"
 
     @classmethod
@@ -109,7 +110,10 @@ class SQLiteBackend:
         return cls(path, **options)
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
+        if ask.waiting and self._left and self._just_left_to_another(ask):
+            return Busy(GRACE, "a waiter who came before")
         key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
+        in_queue = ask.notes is not None and "waits" in ask.notes
 
         def attempt(db: sqlite3.Connection) -> Granted | Busy:
             now = _process.clock()
@@ -117,8 +121,10 @@ class SQLiteBackend:
             who = me._replace(space=UNKNOWN_SPACE) if ask.outlives else me
             fresh = (key, ask.token, ask.owner.encode("utf-8", "replace"), now + ask.ttl, *who)
             row = _row(db, key)  # to look first spares those who find it held a write
-            if row is None and (fence := _insert(db, _INSERT_IF_NOBODY_WAITS, (*fresh, key))) is not None:
-                return Granted(fence)
+            if row is None and not in_queue:
+                fence = _insert(db, _INSERT_IF_NOBODY_WAITS, (*fresh, key))
+                if fence is not None:
+                    return Granted(fence)
             if row is not None and row.token != ask.token and row.live(now, me):
                 return Busy(row.expires - now, _text(row.owner))
             db.execute("BEGIN IMMEDIATE")
@@ -130,12 +136,18 @@ class SQLiteBackend:
                 return Busy(row.expires - now, _text(row.owner))
             if ask.waiting and (left := _turn_of_another(db, key, ask.token, now, me)) is not None:
                 return Busy(left, "a waiter who came before")
-            db.execute("DELETE FROM locks WHERE key = ?", (key,))
+            if row is not None:
+                db.execute("DELETE FROM locks WHERE key = ?", (key,))
             db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
             return Granted(_insert(db, _INSERT, fresh))
 
         answer: Granted | Busy = yield attempt
         return answer
+
+    def _just_left_to_another(self, ask: Add) -> bool:
+        """Whether our own release is just waking a waiter: to look now would only be in its way."""
+        now = _process.clock()
+        return now - self._left.pop(ask.key, 0.0) < GRACE and ask.deadline - now > 4 * GRACE
 
     def remove(self, ask: Remove) -> Steps[bool]:
         key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
@@ -149,14 +161,18 @@ class SQLiteBackend:
             removed = db.execute("DELETE FROM locks WHERE key = ? AND token = ?", (key, ask.token)).rowcount == 1
             return removed, _somebody_waits(db, key)
 
-        def wake(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
-            if _row(db, key) is None:
-                _wake(db, key, me)
+        def wake(db: sqlite3.Connection) -> bool:
+            if not removed:  # else it has left the queue when it was granted
+                db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
+                if _row(db, key) is not None:
+                    return False
+            return _wake(db, key, me)
 
         removed, waited_for = yield attempt
-        if waited_for:  # a step of its own, so that the removal is not repeated, in vain, if the file is busy
-            yield wake
+        if waited_for and (yield wake):  # a step of its own: the removal must not be repeated if the file is busy
+            if len(self._left) > 1000:
+                self._left = {}
+            self._left[ask.key] = _process.clock()
         return bool(removed)
 
     def extend(self, ask: Extend) -> Steps[bool]:
@@ -198,6 +214,8 @@ class SQLiteBackend:
             first = next(_waiters(db, key), None)
             return first.who if first is not None and first.token != ask.token else None
 
+        if ask.notes is not None:
+            ask.notes["waits"] = True
         yield Listening(register, min(ask.until, _process.clock() + LOOK_AGAIN))
 
     def channel(self) -> Channel:
@@ -279,12 +297,14 @@ def _somebody_waits(db: sqlite3.Connection, key: bytes) -> bool:
         return True
 
 
-def _wake(db: sqlite3.Connection, key: bytes, me: Identity) -> None:
-    """Wake who has waited longest, and forget those that died waiting."""
+def _wake(db: sqlite3.Connection, key: bytes, me: Identity) -> bool:
+    """Wake who has waited longest, and forget those that died waiting. False if nobody is left."""
     for waiter in _waiters(db, key):
-        if waiter.who.boot == me.boot and not is_dead(waiter.who) and ring(waiter.port, waiter.cookie):
-            return
+        # It is rung first: another who has the port by now hears nothing that it could use.
+        if waiter.who.boot == me.boot and ring(waiter.port, waiter.cookie) and not is_dead(waiter.who):
+            return True
         db.execute("DELETE FROM waiters WHERE token = ?", (waiter.token,))
+    return False
 
 
 def _text(owner: bytes | str) -> str:
