@@ -83,7 +83,7 @@ class Core:
 
     def fence(self, fence: int | None) -> int | None:
         """The fence of a lease that the store granted with `fence`: turns in this process follow in the low bits."""
-        return None if fence is None else fence << self._fence_bits
+        return fence << self._fence_bits if fence and self._fence_bits else fence
 
     def shown(self, holder: Holder | None, front: Hold | None) -> Holder | None:
         """What the store says of a holder. If we have passed that on in this process, then who of us has it by now."""

@@ -123,7 +123,8 @@ class Hold:
         if now >= valid_until:
             return False
         self.valid_until, self.granted_at = valid_until, now
-        self.renew_until += now
+        if self.renew_until < EVER:  # else the sum would be a number of its own for each lease
+            self.renew_until += now
         self.due = sent + self.ttl / RENEWALS_PER_TTL if self.renew else valid_until
         self.state = HELD
         return True

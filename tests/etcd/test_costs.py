@@ -160,6 +160,15 @@ def test_waiters_cost_next_to_nothing_while_they_wait_and_a_handoff_is_six_calls
     assert unary <= (6 + rounds) * (waiters + 1), seen
 
 
+def test_what_is_noted_of_a_lease_does_not_grow_with_its_renewals(locks: LockManager) -> None:
+    with locks.acquire("x") as lease:
+        notes = lease._hold.notes
+        size = sys.getsizeof(notes)
+        for _ in range(20):
+            lease.extend()
+        assert sys.getsizeof(notes) == size
+
+
 def test_failures_leave_no_lease_and_no_key(etcd_server: EtcdServer, locks: LockManager) -> None:
     with LockManager(etcd_server.url) as another, locks.acquire("a"):
         keys, leases = etcd_server.keys(), etcd_server.leases()

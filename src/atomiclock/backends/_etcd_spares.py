@@ -112,16 +112,15 @@ def opened(notes: Notes) -> object:
     """
     mark = object()
     with _mutex:
-        notes.setdefault("open", []).append(mark)
+        notes["open"] = (*notes.get("open", ()), mark)
     return mark
 
 
 def closed(notes: Notes, mark: object) -> None:
     """Note that it has ended, and that all its requests were answered. Not called if it was interrupted."""
     with _mutex:
-        notes["open"].remove(mark)
-        if not notes["open"]:
-            del notes["open"]  # ten thousand locks that are held have none
+        # Its place in the notes stays: to take it away and put it back lets a dictionary grow (by 88 bytes).
+        notes["open"] = tuple([one for one in notes["open"] if one is not mark])
 
 
 def kept(spares: Spares, notes: Notes, mark: object) -> bool:
@@ -130,7 +129,7 @@ def kept(spares: Spares, notes: Notes, mark: object) -> bool:
     if own is None:
         return False
     since, seconds = notes.get("since"), notes.get("seconds", 0)
-    if since is not None and notes["open"] == [mark] and notes.get("lease", own) == own and not notes.get("leases"):
+    if since is not None and notes["open"] == (mark,) and notes.get("lease", own) == own and not notes.get("leases"):
         for fact in FACTS:
             notes.pop(fact, None)
         if spares.keep(seconds, Spare(own, since)):

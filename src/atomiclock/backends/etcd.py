@@ -90,7 +90,7 @@ class EtcdBackend:
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
         # Who notes nothing gets a lease that follows from the token, so that the next ask finds it; it is never kept.
-        notes: Notes = {"own": lease_of(ask.token), "open": [None]} if ask.notes is None else ask.notes
+        notes: Notes = {"own": lease_of(ask.token), "open": (None,)} if ask.notes is None else ask.notes
         mark = opened(notes)
         if not ask.waiting and self._taken.get(ask.key, 0.0) > _process.clock() - RECENTLY:
             place = Place(ask.key, ask.token, notes.get("own"))
