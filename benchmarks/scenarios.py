@@ -278,16 +278,20 @@ def crowd(run: Run) -> None:
 
 
 def names(run: Run) -> None:
-    """S4: many names, each used once."""
-    count, seconds = run.effort.names
+    """S4: many names, each used once, in two halves: what is more after the second than after the first grows."""
+    count, seconds = (part / 2 for part in run.effort.names)
 
     def one(entry: Contestant) -> dict[str, Any]:
         (seat,) = run.hall.seats(entry)
-        before = run.stores.left(entry.store)
-        got = seat.do("names", seconds + 30, prefix=run.name("names"), count=count, seconds=seconds)
-        after = run.stores.left(entry.store)
+        stages, cycles, spent = [run.stores.left(entry.store)], 0, 0.0
+        for _ in range(2):
+            got = seat.do("names", seconds + 30, prefix=run.name("names"), count=int(count), seconds=seconds)
+            stages.append(run.stores.left(entry.store))
+            cycles, spent = cycles + got["cycles"], spent + got["spent"]
+        before, middle, after = stages
         left = {kind: max(0, after[kind] - before[kind]) for kind in after}
-        return {"cycles": got["cycles"], "per_second": got["cycles"] / got["spent"], "left": left}
+        grown = {kind: max(0, after[kind] - middle[kind]) for kind in after}
+        return {"cycles": cycles, "per_second": cycles / spent, "left": left, "grown": grown}
 
     run.turns("S4, names used once", "S4, names", 1, one)
 
