@@ -191,7 +191,8 @@ class _Attempt:
         Raises when that was the last chance, and not before its time.
         """
         self.hold.waited = self.hold.waited or not self.once  # a store with queues has us in one now
-        self.patience.answered()
+        if self._patience is not None:
+            self._patience.answered()
         self.hold.refused = answer or busy
         if _observe.observers:
             _observe.contended(self.hold, self.hold.refused and self.hold.refused.owner, self.begun)

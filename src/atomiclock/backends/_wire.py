@@ -22,21 +22,11 @@ class Nap(NamedTuple):
     until: float
 
 
-class Room(NamedTuple):
-    """A request to the channel itself: whether one more `Blocking` request may keep a connection to itself now.
-
-    By the time that one has its connection others may have got in before it: it is refused then, by `NO_ROOM`.
-    """
-
-
 NO_ROOM: Any = object()
-"""In place of a reply to a `Blocking` request: enough others keep theirs already, and it was not sent."""
+"""In place of a reply to a `Blocking` request: enough others keep a connection already, and it was not sent."""
 
 
 S = TypeVar("S", bound="Several")
-
-
-TO_CHANNEL = (Nap, Room)
 
 
 class Several(bytes):

@@ -18,7 +18,7 @@ from typing import Any
 from .. import _process
 from .._post import Post
 from . import Unknown
-from ._wire import MORE, NO_ROOM, TO_CHANNEL, Blocking, Dial, Fit, Room, Several, Wire
+from ._wire import MORE, NO_ROOM, Blocking, Dial, Fit, Nap, Several, Wire
 
 MOST = 64
 """Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
@@ -56,6 +56,8 @@ class Seats:
 
     def may_block(self) -> bool:
         """Whether one more may be kept by a blocking request, so that others go on."""
+        if len(self._taken) < MOST // 2:
+            return True
         seats = [ref() for ref in self._taken]
         return sum(seat.blocked and seat.open for seat in seats if seat is not None) < MOST // 2
 
@@ -78,16 +80,16 @@ class WireChannel:
         self._queue: deque[Post[Wire | None]] = deque()
 
     def call(self, request: Any, deadline: float) -> Any:
-        if type(request) in TO_CHANNEL:
-            return self._perform(request)
-        wire = self._pooled()
-        fresh = wire is None
-        if wire is None:
-            wire = self._open_or_queue(deadline)
-        sock, reader, seat = wire
+        if type(request) is Nap:
+            return time.sleep(max(0.0, request.until - _process.clock()))
+        blocking = type(request) is Blocking
+        if blocking and not self._seats.may_block():  # before others have to wait for the connection
+            return NO_ROOM
+        pooled = self._pooled()
+        sock, reader, seat = wire = pooled or self._open_or_queue(deadline)
         done = False
         try:
-            if isinstance(request, Blocking) and not self._seats.block(seat):
+            if blocking and not self._seats.block(seat):
                 done = True
                 return NO_ROOM
             sock.deadline = deadline
@@ -103,7 +105,8 @@ class WireChannel:
             # A pooled connection that was closed says nothing about the server (though much about the others in the
             # pool); one on which time ran out does.
             self.close()
-            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
+            fresh = pooled is None or isinstance(error, TimeoutError)
+            raise Unknown(f"{self._place}: {error}", fresh=fresh) from error
         finally:
             # A signal may interrupt anywhere: only a reply that was read to its end makes it fit for others.
             if done:
@@ -116,11 +119,6 @@ class WireChannel:
                 wire.close()
                 if self._queue:
                     self._hand_on(None)
-
-    def _perform(self, request: Any) -> Any:
-        if isinstance(request, Room):
-            return self._seats.may_block()
-        return time.sleep(max(0.0, request.until - _process.clock()))
 
     def _open_or_queue(self, deadline: float) -> Wire:
         """A new connection, or if there are enough the next that others need no more."""

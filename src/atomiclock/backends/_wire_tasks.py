@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import _process
 from . import Unknown
-from ._wire import MORE, NO_ROOM, TO_CHANNEL, AsyncDial, AsyncWire, Blocking, Fit, Room, Several
+from ._wire import MORE, NO_ROOM, AsyncDial, AsyncWire, Blocking, Fit, Nap, Several
 from ._wire_pool import CHUNK, Seats, check_time
 
 
@@ -24,8 +24,11 @@ class AsyncWireChannel:
         self._queue: deque[asyncio.Future[AsyncWire | None]] = deque()
 
     async def call(self, request: Any, deadline: float) -> Any:
-        if type(request) in TO_CHANNEL:
-            return await self._perform(request)
+        if type(request) is Nap:
+            return await asyncio.sleep(max(0.0, request.until - _process.clock()))
+        blocking = type(request) is Blocking
+        if blocking and not self._seats.may_block():  # before others have to wait for the connection
+            return NO_ROOM
         wire = self._pooled()
         fresh = wire is None
         if wire is None:
@@ -35,7 +38,7 @@ class AsyncWireChannel:
         alarm = asyncio.get_running_loop().call_later(left, wire.close)
         done = False
         try:
-            if isinstance(request, Blocking) and not self._seats.block(wire.seat):
+            if blocking and not self._seats.block(wire.seat):
                 done = True
                 return NO_ROOM
             wire.writer.write(request)
@@ -57,11 +60,6 @@ class AsyncWireChannel:
             if not done:
                 wire.close()
             self._hand_on(wire if done else None)
-
-    async def _perform(self, request: Any) -> Any:
-        if isinstance(request, Room):
-            return self._seats.may_block()
-        return await asyncio.sleep(max(0.0, request.until - _process.clock()))
 
     async def _open_or_queue(self, deadline: float) -> AsyncWire:
         """A new connection, or if there are enough the next that others need no more."""

@@ -33,7 +33,7 @@ from ._redis_dial import NOT_OURS, async_dial, dial
 from ._redis_errors import checked, refuses
 from ._redis_scripts import ADD, EXTEND, PEEK, REMOVE, has_lock, keys_of
 from ._resp import ServerError, bulk
-from ._wire import NO_ROOM, Blocking, Nap, Room
+from ._wire import NO_ROOM, Blocking, Nap
 from ._wire_pool import WireChannel
 from ._wire_tasks import AsyncWireChannel
 
@@ -234,7 +234,7 @@ class RedisBackend:
         if not ask.signals:
             until = min(until, now + FOREIGN_POLL * (0.5 + random.random()))
         left = until - now - BLPOP_LATE
-        if left > 0 and (yield Room()):  # 0 would be for ever, and Redis 6 knows milliseconds
+        if left > 0:  # 0 would be for ever, and Redis 6 knows milliseconds
             rest = _to_add(ask, True)
             wait = _BLPOP + keys_of(ask.key).wake + bulk(b"%.3f" % max(0.001, left))
             replies = yield Blocking.of([wait, ADD.short + rest])
