@@ -19,6 +19,7 @@ class WallClock:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "clock"
         self.set(0)
+        _sweep()
         ask = [program("faketime", "faketime"), "-m", "-f", "+0", "sh", "-c", 'echo "$LD_PRELOAD"']
         library = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
         self.environment = {
@@ -34,3 +35,11 @@ class WallClock:
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+d}\n")
         new.replace(self._file)  # at once: it is read all the time
+
+
+def _sweep() -> None:
+    """Remove what killed processes left in shared memory: under a pid of theirs libfaketime would not start."""
+    for pattern in ("faketime_shm_*", "sem.faketime_sem_*"):
+        for left in Path("/dev/shm").glob(pattern):
+            if not Path("/proc", left.name.rpartition("_")[2]).exists():
+                left.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -78,9 +78,10 @@ class Trouble:
 
 
 class _Channel:
-    def __init__(self, inner: Any, trouble: Trouble) -> None:
+    def __init__(self, inner: Any, trouble: Trouble, clock: Callable[[], float]) -> None:
         self._inner = inner
         self._trouble = trouble
+        self._clock = clock
 
     def call(self, request: Any, deadline: float) -> Any:
         if not isinstance(request, _Strike):
@@ -88,8 +89,9 @@ class _Channel:
         blow = self._trouble.next(request)
         if isinstance(blow, Interrupt):
             raise Interrupted
-        seconds = _seconds(blow, deadline)
-        time.sleep(seconds)
+        end = _end(blow, self._clock(), deadline)
+        while (left := end - self._clock()) > 0:
+            time.sleep(left)
         return _raise(blow)
 
     def close(self) -> None:
@@ -97,9 +99,10 @@ class _Channel:
 
 
 class _AsyncChannel:
-    def __init__(self, inner: Any, trouble: Trouble) -> None:
+    def __init__(self, inner: Any, trouble: Trouble, clock: Callable[[], float]) -> None:
         self._inner = inner
         self._trouble = trouble
+        self._clock = clock
 
     async def call(self, request: Any, deadline: float) -> Any:
         if not isinstance(request, _Strike):
@@ -109,17 +112,21 @@ class _AsyncChannel:
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
-        await asyncio.sleep(_seconds(blow, deadline))
+        end = _end(blow, self._clock(), deadline)
+        await asyncio.sleep(0)
+        while (left := end - self._clock()) > 0:  # noqa: ASYNC110  # a clock has no event
+            await asyncio.sleep(left)
         return _raise(blow)
 
     def close(self) -> None:
         self._inner.close()
 
 
-def _seconds(blow: Blow | None, deadline: float) -> float:
+def _end(blow: Blow | None, now: float, deadline: float) -> float:
+    """Until when nothing comes, on the clock by which the backend's leases end."""
     if isinstance(blow, Delay):
-        return blow.seconds
-    return max(0.0, deadline - _process.clock()) if isinstance(blow, Hang) else 0.0
+        return now + blow.seconds
+    return deadline if isinstance(blow, Hang) else now
 
 
 def _raise(blow: Blow | None) -> None:
@@ -136,6 +143,7 @@ class TroubledBackend:
         self.traits = inner.traits
         self.place = inner.place
         self.request_bound = BOUND
+        self._clock = getattr(inner, "virtual_clock", _process.clock)
 
     def __getattr__(self, name: str) -> Any:
         if name not in VERBS.values():
@@ -149,10 +157,10 @@ class TroubledBackend:
         return fact
 
     def channel(self) -> _Channel:
-        return _Channel(self._inner.channel(), self._trouble)
+        return _Channel(self._inner.channel(), self._trouble, self._clock)
 
     def async_channel(self) -> _AsyncChannel:
-        return _AsyncChannel(self._inner.async_channel(), self._trouble)
+        return _AsyncChannel(self._inner.async_channel(), self._trouble, self._clock)
 
 
 def trouble_for(locks: Locks) -> Trouble:
