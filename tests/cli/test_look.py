@@ -224,6 +224,15 @@ def test_version_help_and_completion(program: Program) -> None:
     assert "doctor" in done.stdout
 
 
+def test_who_says_nothing_is_shown_what_there_is_in_lines_of_its_own(program: Program) -> None:
+    done = program()
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith("Usage: atomiclock [OPTIONS] COMMAND [ARGS]...\n")
+    listed = done.stderr.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed][:2] == ["run", "show"]
+    assert not [line for line in listed if line.endswith("...")], "each fits"
+
+
 def test_who_stops_reading_gets_no_traceback(program: Program) -> None:
     words = shlex.join([*program.words, "watch", "--count", "50", "--interval", "0.05", "--json"])
     done = subprocess.run(

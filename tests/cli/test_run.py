@@ -106,6 +106,13 @@ class _held:  # noqa: N801  # used as a word
         assert self._process.wait(10) == 143
 
 
+def test_an_option_of_the_command_without_the_dashes_is_told_where_it_belongs(program: Program) -> None:
+    done = program("run", "x", "ls", "-a")
+    assert done.returncode == 64
+    assert "'-a'. Those of the command come after `--`." in done.stderr
+    assert "`--`" not in program("show", "x", "-a").stderr
+
+
 def test_a_lock_that_is_busy_has_codes_of_its_own(program: Program) -> None:
     with _held(program, "x"):
         for words, code in [(["--no-wait"], 75), (["--timeout", "0.2"], 75), (["--no-wait", "--busy-code", "0"], 0)]:
@@ -113,6 +120,7 @@ def test_a_lock_that_is_busy_has_codes_of_its_own(program: Program) -> None:
             assert done.returncode == code
             assert done.stderr.count("\n") == 1
             assert ":sh" in done.stderr
+            assert ("without --no-wait it waits" if "--no-wait" in words else "a longer --timeout") in done.stderr
     assert not (program.folder / "ran").exists()
 
 

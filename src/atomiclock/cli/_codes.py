@@ -42,10 +42,11 @@ def code_of(error: LockError | CannotList) -> int:
     return UNAVAILABLE if isinstance(error, BackendUnavailable) else NO
 
 
-def next_step(error: LockError | CannotList) -> str:
-    """What to do about it, where the error does not say so itself."""
+def next_step(error: LockError | CannotList, waited: bool = True) -> str:
+    """What to do about it, where the error does not say so itself. `waited`: whether it was asked to wait."""
     if type(error) is BackendUnavailable:
         return "; is it running, and is the URL right? `atomiclock doctor URL` looks into it"
     if isinstance(error, LockTimeout):
-        return "; `atomiclock show NAME` tells more, a longer --timeout waits longer"
+        longer = "a longer --timeout waits longer" if waited else "without --no-wait it waits"
+        return f"; `atomiclock show NAME` tells more, {longer}"
     return ""

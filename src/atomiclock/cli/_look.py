@@ -115,7 +115,7 @@ def _write_lines(locks: list[Seen]) -> None:
     write_json([as_data(seen) for seen in locks])
 
 
-@click.command("break")
+@click.command("break", short_help="Take NAME away from the holder with TOKEN.")
 @click.argument("name")
 @click.option("--token", metavar="TOKEN", help="Of the holder that you looked at: nobody else loses the lock.")
 @in_store

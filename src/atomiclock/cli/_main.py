@@ -36,7 +36,9 @@ def run(words: Sequence[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "atomiclock"
-        warn(f"{error.format_message()} Try: {path} --help")
+        foreign = path.endswith(" run") and isinstance(error, click.NoSuchOption)
+        where = " Those of the command come after `--`." if foreign else ""
+        warn(f"{error.format_message()}{where} Try: {path} --help")
         return USAGE
     except (LockError, CannotList) as error:
         warn(f"{str(error).rstrip('.')}{next_step(error)}")
@@ -54,7 +56,10 @@ def run(words: Sequence[str]) -> int:
 
 
 class Commands(click.Group):
-    """Ours, but for a pipe that nobody reads any more: click would make 1 of it, which means something here."""
+    """Ours, in their order. A pipe that nobody reads any more is not 1, as with click: that means something here."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -64,16 +69,26 @@ class Commands(click.Group):
             return SIGNAL + 13
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+)
 @click.version_option(__version__, message="atomiclock %(version)s")
-def app() -> None:
+@click.pass_context
+def app(context: click.Context) -> int | None:
     """Locks on the command line: for cron, deploys, and to see who holds what.
 
     The store is --url, else the environment's ATOMICLOCK_URL, else sqlite:// (this user's on this machine).
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        return USAGE
+    return None
 
 
-@app.command("run")
+@app.command("run", short_help="Run COMMAND while holding the lock NAME.")
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @in_store
@@ -114,11 +129,16 @@ def run_command(name: str, command: Sequence[str], **options: Any) -> int:
     except LockError as error:
         if code_of(error) != BUSY:
             raise
-        warn(f"{error}{next_step(error).replace('NAME', shlex.quote(name))}")
+        hint = next_step(error, waited=options["timeout"] != 0.0)
+        warn(f"{error}{hint.replace('NAME', shlex.quote(name))}")
         return int(busy_code)
 
 
-@app.command()
+for command in (show, ls, watch, break_lock):
+    app.add_command(command)
+
+
+@app.command(short_help="Whether the store URL is fit for locks.")
 @click.argument("url", required=False)
 @as_json
 def doctor(url: str | None, as_json: bool) -> int:
@@ -145,7 +165,7 @@ def doctor(url: str | None, as_json: bool) -> int:
     return NO if bad else OK
 
 
-@app.command()
+@app.command(short_help="How fast the store URL is from here.")
 @click.argument("url", required=False)
 @as_json
 @click.option("--seconds", "duration", type=click.FloatRange(min=0.05), default=2.0, show_default=True)
@@ -160,15 +180,10 @@ def bench(url: str | None, as_json: bool, duration: float, threads: int) -> None
     if as_json:
         write_json({"place": place, "free": alone, "contended": together})
         return
+    each, shared = (f"{taken['cycles_per_second']:>10,.0f} cycles/s" for taken in (alone, together))
     click.echo(f"{place}, {seconds(duration)} each")
-    click.echo(
-        f"free        {alone['cycles_per_second']:>10} cycles/s   p50 {alone['p50_ms']} ms   p95 {alone['p95_ms']} ms"
-        f"   p99 {alone['p99_ms']} ms"
-    )
-    click.echo(
-        f"contended   {together['cycles_per_second']:>10} cycles/s   {threads} threads, each from {together['least']}"
-        f" to {together['most']} times"
-    )
+    click.echo(f"free        {each}   p50 {alone['p50_ms']} ms   p95 {alone['p95_ms']} ms   p99 {alone['p99_ms']} ms")
+    click.echo(f"contended   {shared}   {threads} threads, each from {together['least']} to {together['most']} times")
 
 
 @app.command()
@@ -181,7 +196,3 @@ def completion(shell: str) -> None:
     if made is None:
         raise Fail(f"this click completes nothing in {shell}: use bash, zsh or fish", USAGE)
     click.echo(made(app, {}, "atomiclock", "_ATOMICLOCK_COMPLETE").source())
-
-
-for command in (show, ls, watch, break_lock):
-    app.add_command(command)
