@@ -115,12 +115,14 @@ def test_an_option_of_the_command_without_the_dashes_is_told_where_it_belongs(pr
 
 def test_a_lock_that_is_busy_has_codes_of_its_own(program: Program) -> None:
     with _held(program, "x"):
-        for words, code in [(["--no-wait"], 75), (["--timeout", "0.2"], 75), (["--no-wait", "--busy-code", "0"], 0)]:
+        for words, code in [(["--no-wait"], 75), (["--timeout", "0.2"], 75), (["--no-wait", "--busy-code", "3"], 3)]:
             done = program("run", "x", *words, "--", "touch", "ran")
             assert done.returncode == code
             assert done.stderr.count("\n") == 1
             assert ":sh" in done.stderr
             assert ("without --no-wait it waits" if "--no-wait" in words else "a longer --timeout") in done.stderr
+        done = program("run", "x", "--no-wait", "--busy-code", "0", "--", "touch", "ran")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), "cron sends by mail what is said"
     assert not (program.folder / "ran").exists()
 
 

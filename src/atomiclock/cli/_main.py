@@ -108,7 +108,11 @@ def app(context: click.Context) -> int | None:
     "--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds from SIGTERM to SIGKILL."
 )
 @click.option(
-    "--busy-code", type=click.IntRange(0, 255), default=BUSY, show_default=True, help="Exit code if it is not free."
+    "--busy-code",
+    type=click.IntRange(0, 255),
+    default=BUSY,
+    show_default=True,
+    help="Exit code if it is not free; with 0 nothing is said.",
 )
 def run_command(name: str, command: Sequence[str], **options: Any) -> int:
     """Run COMMAND while holding the lock NAME: atomiclock run NAME -- COMMAND ARGS...
@@ -129,8 +133,9 @@ def run_command(name: str, command: Sequence[str], **options: Any) -> int:
     except LockError as error:
         if code_of(error) != BUSY:
             raise
-        hint = next_step(error, waited=options["timeout"] != 0.0)
-        warn(f"{error}{hint.replace('NAME', shlex.quote(name))}")
+        if busy_code:  # else it is as it should be, and cron would send it by mail
+            hint = next_step(error, waited=options["timeout"] != 0.0)
+            warn(f"{error}{hint.replace('NAME', shlex.quote(name))}")
         return int(busy_code)
 
 
