@@ -97,7 +97,7 @@ def needs(condition: object, what: str) -> None:
         pytest.skip(f"traits: {what}")
 
 
-def eventually(condition: Callable[[], T | None], seconds: float = 5.0, what: str = "") -> T:
+def eventually(condition: Callable[[], T | None], seconds: float = 20.0, what: str = "") -> T:
     """What `condition` returns once it is true; fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (found := condition()):
