@@ -90,14 +90,17 @@ def overrides(
 
 
 def _number(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    kind = type(value)
+    if kind is bool or not (hasattr(kind, "__float__") or hasattr(kind, "__index__")):  # also Decimal, and numpy's
         in_seconds = getattr(value, "total_seconds", None)  # as a timedelta has
         hint = f"; write {key}={in_seconds():g}" if callable(in_seconds) else ""
-        raise ConfigurationError(f"{key} is a number of seconds, not {type(value).__name__}: {value!r}{hint}")
+        raise ConfigurationError(f"{key} is a number of seconds, not {kind.__name__}: {value!r}{hint}")
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]  # it has one of the two
     except OverflowError:
         raise ConfigurationError(f"{key} must be a finite number of seconds, not {value!r}"[:200]) from None
+    except (TypeError, ValueError):  # Decimal("sNaN"), an array of several
+        raise ConfigurationError(f"{key} is a number of seconds, not {value!r}"[:200]) from None
 
 
 def _positive(key: str, value: object) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from operator import index
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._hints import Missing
 from ._hold import Hold
@@ -123,8 +124,7 @@ class ManagedLock:
 
 def lock_timeout(blocking: bool, timeout: float) -> float | None:
     """Our timeout for the two arguments of `threading.Lock.acquire`, refused in the same words."""
-    if not isinstance(timeout, (int, float)):
-        raise TypeError(f"{type(timeout).__name__!r} object cannot be interpreted as a number of seconds")
+    timeout = _float_or_index(timeout)
     if not blocking:
         if timeout != -1:
             raise ValueError("can't specify a timeout for a non-blocking call")
@@ -136,3 +136,13 @@ def lock_timeout(blocking: bool, timeout: float) -> float | None:
     if timeout > threading.TIMEOUT_MAX:
         raise OverflowError("timeout value is too large")
     return float(timeout)
+
+
+def _float_or_index(number: Any) -> float:
+    if isinstance(number, (int, float)):
+        return number
+    try:
+        return index(number)  # as numpy's integers have it
+    except TypeError:
+        kind = type(number).__name__
+        raise TypeError(f"{kind!r} object cannot be interpreted as a number of seconds") from None

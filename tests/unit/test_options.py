@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -45,6 +47,15 @@ GOOD: dict[str, list[Any]] = {
 }
 
 
+class Index(NamedTuple):
+    """A whole number of another library."""
+
+    number: int
+
+    def __index__(self) -> int:
+        return self.number
+
+
 @pytest.fixture(autouse=True)
 def _untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`configure()` is undone after each test."""
@@ -78,6 +89,26 @@ def test_a_good_value_is_taken(option: str, value: Any) -> None:
     options = LockManager("memory://", **{option: value})._core.options()
     expected = "atomiclock" if option == "namespace" and value is None else value
     assert getattr(options, option) == expected
+
+
+@pytest.mark.parametrize("seconds", [Decimal("2.5"), Fraction(5, 2), Index(2)])
+def test_what_is_a_number_but_no_float_is_one_number_of_seconds(seconds: Any) -> None:
+    """Such as numpy's, or a Decimal out of a settings file: they are floats from here on."""
+    locks = LockManager("memory://", ttl=seconds, timeout=seconds, max_hold=seconds)
+    options = locks._core.options()
+    assert (options.ttl, options.timeout, options.max_hold) == (float(seconds),) * 3
+    assert type(options.ttl) is float
+    with locks.acquire("number", ttl=seconds) as lease:
+        lease.extend(seconds)
+    lock = locks.lock("number")
+    assert lock.acquire(timeout=Index(2))
+    lock.release()
+
+
+@pytest.mark.parametrize("value", [Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), Decimal("1e999")])
+def test_a_decimal_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="ttl"):
+        LockManager("memory://", ttl=value)
 
 
 def test_an_unknown_argument_is_a_type_error_as_for_any_function() -> None:
