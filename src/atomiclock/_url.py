@@ -43,10 +43,14 @@ class URL(NamedTuple):
 def mask(url: str) -> str:
     """`url` as it may be shown: without a password, wherever it stands, also in what is only meant to be a URL.
 
-    A password that should have been percent-encoded may have any character, so all up to the last @ is hidden.
+    A password that should have been percent-encoded may have any character, so all up to the last @ is hidden. So is
+    what stands alone before an @: a user, or the password of somebody who forgot the colon before it.
     """
-    url = re.sub(r"(?s)^((?:[A-Za-z][A-Za-z0-9+.-]*:/*)?[^:@]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?i)((?:password|passwd|secret|token)=)[^&#]*", r"\1***", url)
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/+", url)
+    start = scheme.end() if scheme else 0
+    rest = re.sub(r"(?s)^([^:@]*:).*@", r"\1***@", url[start:])
+    rest = re.sub(r"^[^:@/?#]*@", "***@", rest)
+    return re.sub(r"(?i)((?:password|passwd|secret|token)=)[^&#]*", r"\1***", url[:start] + rest)
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -73,6 +77,9 @@ def parse(text: str) -> URL:
     if parts.fragment:
         raise ConfigurationError(f"{shown!r} has a '#': percent-encode it as %23")
     options, own = _query(parts, shown)
+    if parts.netloc and "@" not in parts.netloc and ("@" in parts.path or any("@" in key for key in own)):
+        # The rest of a password, which an error about a path or an option would show.
+        raise ConfigurationError(f"{shown!r} has a '/' or '?' before its '@': percent-encode them as %2F and %3F")
     return URL(
         scheme=parts.scheme.lower(),
         host=_host(parts, shown),

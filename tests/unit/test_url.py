@@ -94,6 +94,11 @@ def test_an_option_that_is_said_twice_is_refused() -> None:
         f"redis://user:{SECRET}@exa\u2100mple.org",
         f"user:{SECRET}@127.0.0.1:1",
         f"redis:/user:{SECRET}@127.0.0.1:1",
+        f"redis://user://{SECRET}@127.0.0.1:1/0",
+        f"redis://user:12/{SECRET}@127.0.0.1:1/0",
+        f"redis://user:12?{SECRET}@127.0.0.1:1/0",
+        f"etcd://user:12/{SECRET}@127.0.0.1:1",
+        f"redis://{SECRET}@127.0.0.1:1/0",
     ],
 )
 def test_a_password_is_never_shown(url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -111,6 +116,20 @@ def test_a_password_is_never_shown(url: str, caplog: pytest.LogCaptureFixture) -
     else:
         pytest.fail("nobody listens there")
     assert SECRET not in "\n".join([*shown, caplog.text, mask(url)])
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@h/0", "redis://user:***@h/0"),
+        ("redis://:secret@h", "redis://:***@h"),
+        ("redis://user@h", "redis://***@h"),
+        ("redis://h/0?namespace=a@b", "redis://h/0?namespace=a@b"),
+        ("etcd://h1:2379,h2:2379", "etcd://h1:2379,h2:2379"),
+    ],
+)
+def test_a_url_is_shown_whole_but_for_what_may_be_a_password(url: str, shown: str) -> None:
+    assert mask(url) == shown
 
 
 def test_the_parts_do_not_show_the_password() -> None:
