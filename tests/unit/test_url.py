@@ -132,6 +132,14 @@ def test_a_url_is_shown_whole_but_for_what_may_be_a_password(url: str, shown: st
     assert mask(url) == shown
 
 
+def test_spaces_in_memory_whose_names_differ_in_case_only_are_two() -> None:
+    with LockManager("memory://Space").acquire("name"):
+        assert LockManager("memory://Space").try_acquire("name") is None
+        other = LockManager("memory://space").try_acquire("name")
+        assert other is not None
+        other.release()
+
+
 def test_the_parts_do_not_show_the_password() -> None:
     assert SECRET not in repr(parse(f"redis://user:{SECRET}@h"))
 

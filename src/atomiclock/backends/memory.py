@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 from .. import _process
 from .._url import URL
@@ -124,7 +125,7 @@ class MemoryBackend:
         url.take()
         if url.path.strip("/") or url.port is not None or url.password or url.username:
             raise ConfigurationError("memory:// takes a name and nothing more: memory://NAME")
-        return cls(url.host or "")
+        return cls(unquote(url.netloc))  # not url.host, which is in lower case
 
     @property
     def space(self) -> Space:
