@@ -58,5 +58,5 @@ def _on_signal(number: int, frame: Any) -> None:
         return
     while _struck:
         lease = _struck.pop()
-        if lease in _armed and not lease:
+        if lease in _armed and lease.lost:
             lease.check()
