@@ -53,11 +53,12 @@ def acquire_lock(
 
     Entering raises `LockTimeout` when the time is over, `BackendUnavailable` when the store does not answer.
     Leaving raises `LockLost` if the lease was lost and the body did not raise. `ConfigurationError`, for bad
-    arguments, is raised at once where it can be.
+    arguments and URLs, is raised at once where it can be.
     """
     given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay)
     _name_comes_first(name, url, "acquire_lock")
-    return Acquire(check_name(name), url, _checked(name, given))
+    _check_url(check_name(name), url)
+    return Acquire(name, url, _checked(name, given))
 
 
 def try_lock(
@@ -78,7 +79,8 @@ def try_lock(
     """
     given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
     _name_comes_first(name, url, "try_lock")
-    return Try(check_name(name), url, _checked(name, {**given, "timeout": 0}))
+    _check_url(check_name(name), url)
+    return Try(name, url, _checked(name, {**given, "timeout": 0}))
 
 
 def _name_comes_first(name: object, url: object, called: str) -> None:
@@ -91,6 +93,22 @@ def _name_comes_first(name: object, url: object, called: str) -> None:
         raise ConfigurationError(f"{called} needs the lock's name: write @{called}('NAME') above the function")
     if isinstance(url, str) and "://" in str(name) and "://" not in url:
         raise ConfigurationError(f"the name comes first, then the URL: write {called}('NAME', 'redis://...')")
+
+
+def _check_url(name: str, url: object) -> None:
+    """Raise `ConfigurationError` for a URL that no backend takes: where it is written, not at the first call.
+
+    What needs a driver or settings to be known is known when it is entered.
+    """
+    if not isinstance(url, str) or url in _managers or url in _async_managers:
+        return
+    from ._registry import check  # loads urllib.parse: only who says a URL pays
+
+    try:
+        check(url)
+    except ConfigurationError as error:
+        error.name = name
+        raise
 
 
 def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -150,6 +150,20 @@ def test_a_bad_name_is_refused_at_the_call(name: Any) -> None:
             call(name, URL)
 
 
+@pytest.mark.parametrize("url", ["redi://h", "redis://h:port", "redis://h?ttl=x", "nothing"])
+def test_a_bad_url_is_refused_where_it_is_written(url: str) -> None:
+    """A decorator of a module that nobody calls before the night is to fail when the module is imported."""
+    for call in (acquire_lock, try_lock):
+        with pytest.raises(ConfigurationError) as caught:
+            call("early", url)
+        assert caught.value.name == "early"
+
+
+def test_a_url_whose_driver_is_missing_is_refused_when_it_is_entered() -> None:
+    acquire_lock("late", "redis://127.0.0.1:1")
+    acquire_lock("late", "django://nowhere")
+
+
 def test_an_acquired_lock_is_used_by_with_async_with_and_await() -> None:
     async def main() -> None:
         locks = AsyncLockManager(URL)
