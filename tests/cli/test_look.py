@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,3 +245,33 @@ def test_who_stops_reading_gets_no_traceback(program: Program) -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("[]\n141\n", "")
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_stream_that_is_closed_is_one_that_nobody_reads(program: Program, closed: str) -> None:
+    for words in (["show", "x", "--json"], ["ls"], ["doctor"], ["--help"]):
+        line = f"{shlex.join([*program.words, *words])} {closed}"
+        done = subprocess.run(
+            ["sh", "-c", line], env=program.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert "bug" not in done.stderr
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (1 if words[0] == "show" else 0), line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("words", [["show", "x", "--json"], ["--help"], ["doctor"]])
+def test_a_full_disk_is_no_bug_of_ours(program: Program, words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        process = program.start(*words, stdout=full)
+        said = process.communicate(timeout=60)[1]
+    assert said == "atomiclock: the output cannot be written: No space left on device\n"
+    assert process.returncode == 74
+
+
+def test_an_interrupt_while_the_program_loads_gets_no_traceback(program: Program, tmp_path: Path) -> None:
+    """It loads for longer than most of its work takes, so that is when an impatient Ctrl-C comes."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = f"{tmp_path}{os.pathsep}{program.environment['PYTHONPATH']}"
+    done = program("show", "x", PYTHONPATH=path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -14,6 +14,8 @@ UNAVAILABLE = 69
 """The store did not answer."""
 INTERNAL = 70
 """A bug."""
+OUTPUT = 74
+"""What we had to say cannot be written, as on a full disk."""
 BUSY = 75
 """Somebody else held the lock until the timeout was over."""
 LOST = 79

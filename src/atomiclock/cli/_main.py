@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
@@ -16,17 +18,19 @@ from .._options import configured_url
 from .._url import mask
 from ..backends._admin import CannotList
 from ..errors import LockError
-from ._codes import BUSY, INTERNAL, NO, OK, SIGNAL, USAGE, Fail, code_of, next_step
+from ._codes import BUSY, INTERNAL, NO, OK, OUTPUT, SIGNAL, USAGE, Fail, code_of, next_step
 from ._look import as_json, break_lock, in_store, ls, show, watch
 from ._show import colours, one_line, seconds, warn, write_json
 from ._store import Store
 
 MARKS = {"ok": "ok  ", "note": "note", "warn": "WARN", "bad": "BAD "}
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 COLOURS = {"ok": "green", "note": "cyan", "warn": "yellow", "bad": "red"}
 
 
 def run(words: Sequence[str]) -> int:
     """The exit code of the command line `words`."""
+    _fill_closed_streams()
     logging.getLogger("atomiclock").addHandler(logging.NullHandler())  # what matters is said here in one line
     try:
         code = app.main(list(words), prog_name="atomiclock", standalone_mode=False)
@@ -49,10 +53,25 @@ def run(words: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return SIGNAL + 2
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in UNWRITABLE:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would try to write it once more
+            warn(f"the output cannot be written: {error.strerror}")
+            return OUTPUT
         if os.environ.get("ATOMICLOCK_DEBUG"):
             raise
         warn(f"a bug: {type(error).__name__}: {error}; please report what ATOMICLOCK_DEBUG=1 shows")
         return INTERNAL
+
+
+def _fill_closed_streams() -> None:
+    """Have nobody mind a standard stream that is closed, and no file or connection of ours taken for one."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # not inheritable: a command that is run finds it closed again
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 class Commands(click.Group):

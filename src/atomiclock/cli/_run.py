@@ -96,12 +96,7 @@ def _abandoned(child: Child) -> Iterator[ExitStack]:
 
 
 def _as_expected() -> None:
-    """What whoever started us may have left in an unusual state, and our pipes and processes rely on."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:  # closed: else a pipe of ours would be taken for it. The command finds it closed again
-            os.open(os.devnull, os.O_RDWR)
+    """What whoever started us may have left in an unusual state, and our processes rely on."""
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:  # the kernel would bury the command before we can
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
