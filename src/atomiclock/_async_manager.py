@@ -140,8 +140,8 @@ class AsyncLockManager:
         try:
             followed = await self._get(hold, timeout)
             lease = AsyncLease(hold, self)
-            if hold.renew or hold.on_lost is not None or followed:
-                _async.keeper().add(hold)
+            if hold.renew or hold.on_lost is not None or followed or _observe.observers:
+                _async.keeper().add(hold)  # also to tell of its end, which nobody may look at
             if _observe.observers:
                 _observe.acquired(hold)
             return lease

@@ -180,8 +180,8 @@ class LockManager:
         try:
             followed = self._get(hold, timeout)
             lease = Lease(hold, self)
-            if hold.renew or hold.on_lost is not None or followed:
-                _sync.keeper.add(hold)
+            if hold.renew or hold.on_lost is not None or followed or _observe.observers:
+                _sync.keeper.add(hold)  # also to tell of its end, which nobody may look at
             if _observe.observers:
                 _observe.acquired(hold)
             return lease

@@ -196,6 +196,17 @@ def test_a_loss_that_only_the_release_finds_is_told(colour: Any, recorder: Recor
     assert "renew=False" in str(recorder.events[-1].reason)
 
 
+def test_a_lease_that_is_not_renewed_is_told_to_be_lost_when_its_time_is_over(colour: Any, recorder: Recorder) -> None:
+    """Nobody releases it meanwhile, or looks at it: a gauge of held locks would count it for ever."""
+    locks = colour("memory://unseen")
+    lease = locks.acquire("x", ttl=0.05, renew=False)
+    wait_until(lambda: "lost" in recorder.kinds, what="the loss is told of")
+    with pytest.raises(LockLost):
+        locks.release(lease)
+    locks.close()
+    assert recorder.kinds == ["acquired", "lost"]
+
+
 def test_a_lease_that_is_dropped_is_told_to_be_lost(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     locks = LockManager("memory://dropped", ttl=3)
     locks.acquire("x")
