@@ -23,9 +23,13 @@ def console() -> Console:
     """Standard output, for tables."""
     from rich.console import Console  # which takes longer to load than all the rest
 
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  # what it is called for: rich would end with 1, which means something here
+
     system: Literal["auto"] | None = "auto" if colours() else None  # left to itself rich writes bold despite NO_COLOR
     width = None if sys.stdout.isatty() else 1000  # a pipe has no edge at which to fold
-    return Console(highlight=False, emoji=False, markup=False, width=width, color_system=system)
+    return Ours(highlight=False, emoji=False, markup=False, width=width, color_system=system)
 
 
 def warn(text: str) -> None:
