@@ -47,6 +47,9 @@ class Client:
             self.locks = open_locks(orders["colour"], orders["url"])
 
     def run(self) -> None:
+        self.log("ready")
+        while not os.path.exists(self.orders["go"]):
+            time.sleep(0.005)
         end = time.monotonic() + self.orders["seconds"]
         before = None
         while time.monotonic() < end:

@@ -5,13 +5,34 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from atomiclock import AsyncLockManager, LockManager
 
 COLOURS = ("sync", "async")
+BEAT = 0.01
+
+
+class Beat:
+    """A clock that goes on only as far as this process gets to run, and never faster than the time: a thread counts.
+
+    By it a call is late, and an event loop stands still, if that is our fault and not that of a busy machine.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="beat of the tests", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._end.wait(BEAT):
+            self.count += 1
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join(5)
 
 
 class Face:
@@ -21,7 +42,8 @@ class Face:
         self.colour = colour
         self._closers: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ticks = [0.0, 0.0]  # the last tick, the longest gap between two
+        self._beat = Beat()
+        self._ticks = [0, 0]  # the beat at the last tick, the most beats between two
         if colour == "async":
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._serve, name="loop of the tests", daemon=True)
@@ -36,10 +58,15 @@ class Face:
         self._closers.append(blocking.aclose)
         return blocking
 
+    def clock(self) -> float:
+        """Seconds, but those in which the machine did not let this process run."""
+        return self._beat.count * BEAT
+
     def longest_stall(self) -> float:
         """Seconds for which the event loop did not turn, at the worst since the last call; 0 where there is none."""
-        worst, self._ticks = self._ticks[1], [time.monotonic(), 0.0]
-        return worst
+        now = self._beat.count
+        (last, worst), self._ticks = self._ticks, [now, 0]
+        return 0.0 if self._loop is None else max(worst, now - last) * BEAT
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What `function`, awaited if need be, returns on the loop."""
@@ -65,6 +92,7 @@ class Face:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
             self._loop.close()
+        self._beat.stop()
 
     def _serve(self) -> None:
         assert self._loop is not None
@@ -73,10 +101,10 @@ class Face:
         self._loop.run_forever()
 
     async def _tick(self) -> None:
-        self._ticks = [time.monotonic(), 0.0]
+        self._ticks = [self._beat.count, 0]
         while True:
-            await asyncio.sleep(0.01)
-            now = time.monotonic()
+            await asyncio.sleep(BEAT)
+            now = self._beat.count
             self._ticks = [now, max(self._ticks[1], now - self._ticks[0])]
 
     async def _end(self) -> None:

@@ -179,12 +179,17 @@ class Subject:
         self.lease.extend(TTL - 1)
 
 
+def a_socket_may_be_left(test: Callable[..., None]) -> Callable[..., None]:
+    """redis-py's connect leaves a socket that it was about to use to the garbage collector."""
+    for warning in (".*socket:pytest.PytestUnraisableExceptionWarning", "unclosed:ResourceWarning"):
+        test = pytest.mark.filterwarnings(f"ignore:{warning}")(test)
+    return test
+
+
 WAYS = ("managed", "like_threading", "with_block", "with_lock", "with_lease", "extended")
 
 
-# redis-py's connect leaves a socket that it was about to use to the garbage collector.
-@pytest.mark.filterwarnings("ignore:.*socket:pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@a_socket_may_be_left
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 @pytest.mark.parametrize("way", WAYS)
 def test_interrupt_at_any_point_leaves_no_lock_that_the_caller_does_not_know_of(
@@ -267,6 +272,7 @@ def raised_after(seconds: float, error: type[BaseException]) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@a_socket_may_be_left
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SoftTimeLimit])
 def test_signal_while_a_reply_is_on_its_way_leaves_nothing_and_no_old_reply(
     proxy: Proxy, look: redis.Redis, error: type[BaseException]

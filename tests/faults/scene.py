@@ -15,6 +15,7 @@ from typing import Any
 
 from colours import COLOURS
 from history import Fault, History
+from servers import wait_until
 from wire import Kind, Wire
 
 import atomiclock
@@ -40,6 +41,7 @@ class Scene:
         self.cuts: list[Fault] = []
         self.wired: list[str] = []
         self.killed: dict[str, float] = {}
+        self.go = folder / "go"  # the sign for all to begin
         self._number = 0
 
     def start(self, seconds: float) -> None:
@@ -51,7 +53,7 @@ class Scene:
             self.wired.append(client)
         orders = {
             **self.orders, "url": url, "colour": COLOURS[number // 2 % 2], "seconds": seconds,
-            "seed": self.rng.random(), "log": str(self.folder / f"{client}.log"),
+            "seed": self.rng.random(), "log": str(self.folder / f"{client}.log"), "go": str(self.go),
         }  # fmt: skip
         with (self.folder / f"{client}.errors").open("wb") as errors:
             self.running[client] = subprocess.Popen(
@@ -65,8 +67,10 @@ class Scene:
         try:
             for _ in range(count):
                 self.start(seconds)
+            wait_until(self._are_ready, 60, "all have started, which takes a Python its time")
+            self.go.touch()
             until = time.monotonic() + seconds
-            time.sleep(min(0.8, seconds / 4))  # a Python takes its time to start
+            time.sleep(min(0.8, seconds / 4))  # they connect
             while faults and (left := until - time.monotonic()) > 0.5:
                 self.rng.choice(faults)(self, left)
                 time.sleep(self.rng.uniform(0.02, 0.3))
@@ -75,6 +79,17 @@ class Scene:
             for process in self.running.values():
                 process.kill()
                 process.wait()
+
+    def one(self) -> str:
+        """Whom a fault befalls: one that has started, if there is any."""
+        return self.rng.choice([client for client in self.running if self._begun(client)] or list(self.running))
+
+    def _are_ready(self) -> bool:
+        return all(process.poll() is not None or self._begun(client) for client, process in self.running.items())
+
+    def _begun(self, client: str) -> bool:
+        log = self.folder / f"{client}.log"
+        return log.exists() and log.stat().st_size > 0
 
     def _end(self, patience: float) -> History:
         until = time.monotonic() + patience
@@ -97,7 +112,7 @@ class Scene:
 
 def stopped(scene: Scene, left: float) -> None:
     """SIGSTOP for longer than the ttl."""
-    client = scene.rng.choice(list(scene.running))
+    client = scene.one()
     begun = time.monotonic()
     scene.running[client].send_signal(signal.SIGSTOP)
     time.sleep(min(left, scene.orders["ttl"] * 1.4))
@@ -107,7 +122,7 @@ def stopped(scene: Scene, left: float) -> None:
 
 def killed(scene: Scene, left: float) -> None:
     """SIGKILL; another one takes its place."""
-    client = scene.rng.choice(list(scene.running))
+    client = scene.one()
     scene._kill(client)
     del scene.running[client]
     scene.start(left)

@@ -161,14 +161,13 @@ held = locks.acquire("held", ttl=ttl)
 patient, impatient = {}, []
 waiter = threading.Thread(target=wait, args=(patient,))
 waiter.start()
-for line in sys.stdin:  # a step of the clock comes after each
-    if line == "end\\n":
-        break
+while sys.stdin.readline() == "wait\\n":
     impatient.append({})
     other = threading.Thread(target=give_up, args=(impatient[-1],))
     other.start()
     time.sleep(0.2)
     print(time.time(), flush=True)
+    sys.stdin.readline()  # the clock has stepped
     time.sleep(1.2 * ttl)
     other.join(30)
     held.check()
@@ -227,13 +226,9 @@ def test_a_client_whose_clock_steps_while_it_waits_holds_and_renews_notices_noth
     clients = [Client(colour, url, clock) for url in urls]
     try:
         for seconds, before in ((HOUR, 0), (-HOUR, HOUR)):
-            for client in clients:
-                client.tell("wait")
-            for client in clients:
-                assert abs(float(client.line()) - time.time() - before) < 60
+            all_say_the_time(clients, "wait", before)
             clock.set(seconds)
-            for client in clients:  # and the lease that it renews is longer held than its ttl
-                assert abs(float(client.line()) - time.time() - seconds) < 60, "its clock stepped"
+            all_say_the_time(clients, "go on", seconds)  # and the lease that it renews is longer held than its ttl
         for locks, leases in zip(witnesses, mine, strict=True):
             assert locks.try_acquire("held") is None
             leases[0].release()
@@ -248,6 +243,14 @@ def test_a_client_whose_clock_steps_while_it_waits_holds_and_renews_notices_noth
         for locks, leases in zip(witnesses, mine, strict=True):
             leases[1].release()
             locks.close()
+
+
+def all_say_the_time(clients: list[Client], line: str, seconds: int) -> None:
+    """Each does what `line` tells it, and then by its clock it is so many `seconds` later than by ours."""
+    for client in clients:
+        client.tell(line)
+    for client in clients:
+        assert abs(float(client.line()) - time.time() - seconds) < 60
 
 
 def check(client: Client, freed: float) -> None:

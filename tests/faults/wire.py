@@ -126,6 +126,7 @@ class Wire:
             link = Link(self, self._listener.accept()[0])
             self.links.add(link)
             link.task = self._loop.create_task(link.run())
+            link.task.add_done_callback(link.over)
 
     async def _strike(self, kind: Kind, times: float, skip: int) -> None:
         self.fault, self._times, self._skip = kind, times, skip
@@ -158,6 +159,7 @@ class Wire:
             if link.task is not None:
                 link.task.cancel()
         await asyncio.gather(*(link.task for link in links if link.task is not None), return_exceptions=True)
+        await asyncio.sleep(0)  # so that they have hung up
 
 
 class Link:
@@ -174,14 +176,15 @@ class Link:
 
     async def run(self) -> None:
         self._sock.setblocking(False)
-        try:
-            with contextlib.suppress(OSError, Cut):
-                self._from_client, self._to_client = await asyncio.open_connection(sock=self._sock)
-                self._writers.append(self._to_client)
-                await self._serve()
-        finally:
-            self.wire.links.discard(self)
-            self._hang_up()
+        with contextlib.suppress(OSError, Cut):
+            self._from_client, self._to_client = await asyncio.open_connection(sock=self._sock)
+            self._writers.append(self._to_client)
+            await self._serve()
+
+    def over(self, _: object) -> None:
+        """Close what is open, also of one that was reset before it began to run."""
+        self.wire.links.discard(self)
+        self._hang_up()
 
     async def _serve(self) -> None:
         if self.wire.fault == "never answers":
