@@ -48,12 +48,13 @@ def failed(mutant: str, law: str, backends: tuple[str, ...]) -> set[tuple[str, s
         env={**os.environ, "ATOMICLOCK_MUTANT": mutant, "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT / 'src'}"},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=500,
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return {(backend, colour) for backend, colour in re.findall(r"^FAILED \S*::(\w+)::\w+\[(\w+)", done.stdout, re.M)}
 
 
+@pytest.mark.timeout(600)  # it is a run of pytest by itself
 @pytest.mark.parametrize("mutant", KILLED_BY)
 def test_the_law_kills_the_mutant(mutant: str) -> None:
     law, backends = KILLED_BY[mutant]
