@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from . import _process
-from ._hold import Hold
+from ._hold import HELD, Hold
 from ._keep import Book, Dropped, Idle, On, OnAll, Tell, keep, needed_at
-from ._lease import warn_dropped, warn_lost
+from ._lease import warn_dropped, warn_lost, warn_stuck
 from ._line import Lines, Ticket
 from ._loops import ByLoop
 from ._plans import Plan, Sleep, Terms, ended
@@ -92,6 +92,8 @@ class AsyncStore:
 
         Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
         """
+        if timeout is None and _is_ours(lines.front(ticket.hold.key)):
+            warn_stuck(ticket.hold, "task")
         for seconds in lines.stand(ticket, keeper(), begun, timeout):
             await ticket.gate.wait(seconds)
 
@@ -118,6 +120,12 @@ async def _rest(channel: AsyncChannel, steps: Any, reply: Any, deadline: float) 
         return Unknown(str(error))
     except Unknown as error:
         return error
+
+
+def _is_ours(front: Hold | None) -> bool:
+    """Whether the running task is inside the `async with` block that holds `front`."""
+    lease = None if front is None or front.state != HELD or front.lease is None else front.lease()
+    return lease is not None and lease._body is asyncio.current_task()
 
 
 class TaskGate:

@@ -141,9 +141,10 @@ def warn_dropped(hold: Hold) -> None:
         _observe.ended(hold, "its lease was dropped without release")
 
 
-def warn_stuck(hold: Hold) -> None:
+def warn_stuck(hold: Hold, who: str = "thread") -> None:
     log.warning(
-        "this thread waits without a timeout for the lock %r, which it holds itself: a lock is not re-entrant",
+        "this %s waits without a timeout for the lock %r, which it holds itself: a lock is not re-entrant",
+        who,
         hold.name,
         extra={**_observe.fields(_observe.event_of("contended", hold)), "lock_event": "stuck"},
     )

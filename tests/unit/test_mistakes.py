@@ -22,6 +22,7 @@ import pytest
 from servers import EtcdServer, MemcachedServer, RedisServer, free_port, wait_until
 
 from atomiclock import (
+    AsyncLease,
     AsyncLock,
     AsyncLockManager,
     BackendUnavailable,
@@ -289,6 +290,32 @@ def test_who_waits_for_itself_without_end_is_told(caplog: pytest.LogCaptureFixtu
     (told,) = caplog.records
     assert "for the lock 'u', which it holds itself: a lock is not re-entrant" in told.getMessage()
     assert (told.levelname, told.__dict__["lock_event"]) == ("WARNING", "stuck")
+
+
+def test_a_task_that_waits_for_itself_without_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """And not one that waits for another task, whose label is the same."""
+    entered: list[AsyncLease] = []
+
+    async def twice() -> None:
+        async with acquire_lock("u", URL) as lease:
+            entered.append(lease)
+            async with acquire_lock("u", URL) as lease:
+                entered.append(lease)
+
+    async def main() -> None:
+        lease = await async_locks.acquire("u")
+        other = asyncio.create_task(twice())
+        await asyncio.sleep(0.05)
+        assert not caplog.records, "it waits for another task"
+        await lease.release()
+        while not caplog.records:  # noqa: ASYNC110  # a log is no event
+            await asyncio.sleep(0.01)
+        await entered[0].release()
+        await asyncio.wait_for(other, 10)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert len(entered) == 2
+    assert ["this task waits" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_who_waits_for_itself_is_told_that_a_lock_is_not_reentrant() -> None:
