@@ -25,7 +25,7 @@ from atomiclock import LockLost, LockManager, LockTimeout
 
 KEY = "atomiclock:x"
 TTL = 3
-SLACK = 1.0
+SLACK = 1.5
 SOURCE = str(Path(atomiclock.__file__).parents[1])
 
 

@@ -16,7 +16,7 @@ from servers import RedisServer, wait_until
 
 from atomiclock import LockLost
 
-TTL = 1.0
+TTL = 2.0
 KEY = "atomiclock:x"
 
 
@@ -57,7 +57,7 @@ def test_renewal_that_the_server_obeyed_unheard_is_taken_back(face: Face, proxy:
     proxy.script(Fault("extend", times=9**9, reply="never"))
     wait_until(lambda: lease.lost, TTL + 1)
     proxy.clear()
-    wait_until(lambda: not look.exists(KEY), TTL, "free before the unheard renewal ends")
+    wait_until(lambda: not look.exists(KEY), 0.75 * TTL, "free before the unheard renewal ends")
 
 
 def test_frozen_server_does_not_cost_the_leases_of_another(
@@ -96,7 +96,7 @@ def test_flush_is_told_within_one_renewal_interval(face: Face, redis_server: Red
     told = threading.Event()
     lease = face.manager(redis_server.url).acquire("x", ttl=3, on_lost=lambda lease: told.set())
     look.flushall()
-    assert told.wait(3 / 3 + 0.7)
+    assert told.wait(3 / 3 + 1.5)
     assert "the store no longer has it" in lease.lost_reason
     look.set(KEY, "next")
     with pytest.raises(LockLost):
@@ -108,20 +108,20 @@ def test_flush_is_told_within_one_renewal_interval(face: Face, redis_server: Red
 def test_key_that_was_taken_by_hand_is_told_and_left_alone(
     face: Face, redis_server: RedisServer, look: redis.Redis, how: str
 ) -> None:
-    lease = face.manager(redis_server.url).acquire("x", ttl=1.5)
+    lease = face.manager(redis_server.url).acquire("x", ttl=3)
     look.delete(KEY) if how == "deleted" else look.set(KEY, "other")
-    wait_until(lambda: lease.lost, 0.5 + 0.7, "told within one renewal interval")
+    wait_until(lambda: lease.lost, 3 / 3 + 1.5, "told within one renewal interval")
     assert look.get(KEY) == (None if how == "deleted" else "other")
     assert look.pttl(KEY) < 0
 
 
 def test_server_killed_while_held_lets_others_in_and_tells_the_holder(face: Face, own_redis: RedisServer) -> None:
     locks, others = face.manager(own_redis.url), face.manager(own_redis.url)
-    lease = locks.acquire("x", ttl=2)
+    lease = locks.acquire("x", ttl=3)
     own_redis.restart()
-    next_lease = others.acquire("x", timeout=2)
+    next_lease = others.acquire("x", timeout=5)
     assert next_lease.fence > lease.fence
-    wait_until(lambda: lease.lost, 2 / 3 + 0.7)
+    wait_until(lambda: lease.lost, 3 / 3 + 1.5)
     with pytest.raises(LockLost):
         lease.release()
     assert own_redis.command("GET", KEY) == next_lease.token

@@ -143,14 +143,14 @@ def test_release_that_failed_is_repeated_in_the_background(locks: Any, proxy: Pr
 def test_release_of_a_lease_that_was_renewed_past_its_first_ttl_is_repeated_in_the_background(
     face: Face, proxy: Proxy, look: redis.Redis
 ) -> None:
-    lease = face.manager(f"{proxy.url}?io_timeout=0.3").acquire("x", ttl=2.4)
-    time.sleep(2.4 + 0.3 + 0.2)
-    wait_until(lambda: look.pttl(KEY) > 2200, 2, "a renewal")
+    lease = face.manager(f"{proxy.url}?io_timeout=0.3").acquire("x", ttl=6)
+    time.sleep(6 + 0.3 + 0.2)
+    wait_until(lambda: look.pttl(KEY) > 5700, 5, "a renewal")
     proxy.shut()
     with pytest.raises(BackendUnavailable):
         lease.release()
     proxy.open()
-    wait_until(lambda: not look.exists(KEY), 1.2, "the release is repeated, before the ttl is over")
+    wait_until(lambda: not look.exists(KEY), 4, "the release is repeated, before the ttl is over")
 
 
 @pytest.mark.parametrize("reply", LOST)
@@ -164,7 +164,8 @@ def test_extend_whose_reply_was_lost_extends_after_all(locks: Any, proxy: Proxy,
         assert lease
         assert lease.remaining <= 5
         lease.extend(20)
-    assert 15 < lease.remaining <= look.pttl(KEY) / 1000
+    left = look.pttl(KEY) / 1000
+    assert 10 < lease.remaining <= left
     lease.release()
 
 
@@ -173,10 +174,10 @@ def test_renewal_whose_reply_was_lost_is_made_in_time_after_all(
     face: Face, proxy: Proxy, look: redis.Redis, reply: Any
 ) -> None:
     locks = face.manager(proxy.url)
-    lease = locks.acquire("x", ttl=0.9)
+    lease = locks.acquire("x", ttl=2.4)
     fault = proxy.script(Fault("extend", reply=reply))
-    wait_until(lambda: fault.hits == 1, 2)
-    end = time.monotonic() + 2 * 0.9
+    wait_until(lambda: fault.hits == 1, 5)
+    end = time.monotonic() + 1.5 * 2.4
     while time.monotonic() < end:
         lease.check()
         assert look.get(KEY) == lease.token

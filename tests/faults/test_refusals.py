@@ -93,10 +93,10 @@ def test_lock_that_was_overwritten_by_other_data_is_lost(
     face: Face, redis_server: RedisServer, look: redis.Redis
 ) -> None:
     locks = face.manager(redis_server.url, namespace="")
-    lease = locks.acquire("x", ttl=1.5)
+    lease = locks.acquire("x", ttl=3)
     look.delete("x")
     look.hset("x", "field", "value")
-    wait_until(lambda: lease.lost, 1.2, "told within one renewal interval")
+    wait_until(lambda: lease.lost, 3 / 3 + 1.5, "told within one renewal interval")
     with pytest.raises(LockLost):
         lease.release()
     assert look.type("x") == "hash"

@@ -106,8 +106,8 @@ def test_an_interrupt_while_waking_the_keeper_does_not_stop_all_later_renewals(m
     monkeypatch.setattr(_sync.KeeperThread, "_rouse", interrupted)
     with pytest.raises(KeyboardInterrupt):
         locks.acquire("second", ttl=0.5)
-    with locks.acquire("third", ttl=0.6) as lease:
-        time.sleep(1.5)
+    with locks.acquire("third", ttl=2) as lease:
+        time.sleep(2.5)
         lease.check()
 
 
@@ -115,7 +115,7 @@ def test_the_keeper_outlives_a_callback_that_cannot_be_started(monkeypatch: Any)
     monkeypatch.setattr(_sync, "keeper", _sync.KeeperThread())
     locks = LockManager("memory://no-threads")
     told: list[str] = []
-    with locks.acquire("kept", ttl=0.6) as kept:
+    with locks.acquire("kept", ttl=2) as kept:
         real = threading.Thread.start
 
         def start(self: threading.Thread) -> None:
@@ -127,7 +127,7 @@ def test_the_keeper_outlives_a_callback_that_cannot_be_started(monkeypatch: Any)
         lost = locks.acquire("lost", ttl=0.2, renew=False, on_lost=lambda lease: told.append(lease.name))
         wait_until(lambda: told == ["lost"], what="told")
         assert lost.lost
-        time.sleep(1.0)
+        time.sleep(2.5)
         kept.check()
 
 

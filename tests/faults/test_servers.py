@@ -18,7 +18,7 @@ from wire import wire_to
 from atomiclock import LockLost
 
 KEY = "atomiclock:x"
-SLACK = 1.0
+SLACK = 1.5
 
 
 def test_a_replica_without_the_lock_that_is_promoted_lets_in_another_with_a_higher_fence(
