@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _observe, _plans, _process, _sync
 from ._core import Core, named, unavailable
 from ._hints import Missing, refuse_cancel, warn_in_event_loop
-from ._hold import HELD, Hold
+from ._hold import HELD, LOST, Hold
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
 from ._sync_lease import Lease
 from ._sync_lock import ManagedLock
@@ -174,6 +175,53 @@ class LockManager:
     def _remove_token(self, hold: Hold, deadline: float, in_flight: int = 0) -> bool:
         """Whether the store had the token of `hold`, which it has no more. One request; or `Unknown`."""
         return bool(self._store.perform(Remove(hold.key, hold.token, in_flight, deadline, hold.notes)))
+
+    def _take_over(self, hold: Hold) -> Lease:
+        """The lease of what stands in the store under the token of `hold`, left there by `_leave_standing`.
+
+        Raises `NotHeld` if it stands no more, and `BackendUnavailable`: then it is removed in the background.
+        """
+        terms = self._core.terms
+        try:
+            seen = self._store.perform(Peek(hold.key, terms.clock() + terms.each))
+            sent = terms.clock()
+            hold.claimed = seen is not None and seen.token == hold.token
+            if not hold.claimed or not self._extend_token(hold, sent + terms.each):
+                hold.claimed = False
+                raise NotHeld(f"the lock {hold.name!r} stands no more", name=hold.name)
+            if not hold.granted(sent, terms.clock(), self._core.fence(seen.fence), repeated=True):
+                raise Unknown(f"it answered when the ttl of {hold.ttl:g} s was over")
+            lease = Lease(hold, self)
+            _sync.keeper.add(hold)
+            if _observe.observers:
+                _observe.acquired(hold)
+            return lease
+        except Unknown as error:
+            self._take_back(hold, error)
+            raise unavailable(hold.name, "take over", error) from error
+        except BaseException as error:
+            self._take_back(hold, error)
+            raise
+
+    def _leave_standing(self, hold: Hold, seconds: float) -> None:
+        """Hold it no more, but let the store keep it for `seconds` from now, for who knows the token.
+
+        Raises `LockLost`, and `BackendUnavailable`: it then stands for `seconds`, or ends with the ttl it had. In no
+        case does this process renew or remove it any more.
+        """
+        hold.ttl, until = seconds, _process.clock() + self._core.terms.each
+        try:
+            # A renewal with the old ttl may be obeyed after us, as long as it is not answered.
+            while hold.renewing not in (None, seconds) and _process.clock() < until:
+                time.sleep(0.001)
+            self._extend(hold, seconds)
+        finally:
+            _sync.keeper.discard(hold)
+            if hold.state != LOST:
+                hold.released(False, False)
+            self._store.lines.leave(hold)
+            if _observe.observers:
+                _observe.ended(hold)
 
     def _acquire(self, hold: Hold, timeout: float | None) -> Lease:
         """The lease of `hold`. Whatever is raised meanwhile, even by a signal, leaves nothing behind."""

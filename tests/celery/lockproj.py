@@ -72,6 +72,17 @@ def work(key: str, seconds: float = 0.0) -> str:
     return key
 
 
+def fails_so_often(key: str, fails: int) -> str:
+    """Note the lease, and fail in the first `fails` attempts."""
+    lease = current_lease()
+    assert lease is not None
+    with noted(key):
+        note("lease", key, fence=lease.fence, token=lease.token)
+        if current_task.request.retries < fails:
+            raise ValueError(key)
+    return f"{key} after {current_task.request.retries}"
+
+
 def _chooses(conflict: Any) -> str:
     note("asked", conflict.name.split(":")[1], holder=conflict.holder, tries=conflict.tries)
     return "retry" if conflict.tries < 2 else "skip"
@@ -152,6 +163,44 @@ def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, no
         work(key, seconds)
         if again and not self.request.retries:
             raise self.retry(countdown=3)
+        return key
+
+    @task("kept", bind=True, max_retries=2)
+    @exclusive("{key}", ttl=20, delay=0.2, hold_on_retry=True)
+    def kept(self: Any, key: str, pauses: list[float] = (), seconds: float = 0.0) -> Any:  # type: ignore[assignment]
+        lease = current_lease()
+        with noted(key):
+            note("lease", key, fence=lease.fence, token=lease.token)
+            time.sleep(seconds)
+            if self.request.retries < len(pauses):
+                raise self.retry(countdown=pauses[self.request.retries])
+        return f"{key} after {self.request.retries}"
+
+    @task("kept_auto", autoretry_for=(ValueError,), max_retries=2, retry_kwargs={"countdown": 1})
+    @exclusive("{key}", ttl=20, delay=0.2, hold_on_retry=True)
+    def kept_auto(key: str, fails: int = 0) -> str:
+        return fails_so_often(key, fails)
+
+    @task("kept_outside", base=LockedTask, lock=exclusive("{key}", ttl=20, delay=0.2, hold_on_retry=True),
+          autoretry_for=(ValueError,), max_retries=2, retry_kwargs={"countdown": 1})  # fmt: skip
+    def kept_outside(key: str, fails: int = 0) -> str:
+        return fails_so_often(key, fails)
+
+    @task("kept_late", bind=True, acks_late=True, max_retries=2)
+    @exclusive("{key}", ttl=2, delay=0.2, hold_on_retry=True)
+    def kept_late(self: Any, key: str, seconds: float) -> str:
+        with noted(key):
+            if not self.request.retries:
+                raise self.retry(countdown=0.3)
+            time.sleep(seconds)
+        return f"{key} after {self.request.retries}"
+
+    @task("long")
+    @exclusive("{key}", ttl=5, delay=0.2, min_hold=4)
+    def long(key: str, seconds: float = 0.0, fails: bool = False) -> str:
+        with noted(key):
+            time.sleep(seconds)
+            assert not fails, "it was told to fail"
         return key
 
     @task("narrow")

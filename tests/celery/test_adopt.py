@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
+import pytest
 from servers import RedisServer
 
-from atomiclock import LockManager
+from atomiclock import LockLost, LockManager, NotHeld
 from atomiclock._process import clock
 
 
@@ -43,3 +44,45 @@ def test_what_outlives_its_process_is_not_stolen_from_the_dead(tmp_path: Path) -
         child.join(30)
         assert child.exitcode == 0
         assert (LockManager(url).holder("job") is not None) is outlives
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis", "memcached", "etcd"])
+def test_what_is_left_standing_is_taken_over_by_who_knows_its_token_and_renewed_from_then_on(
+    request: pytest.FixtureRequest, tmp_path: Path, store: str
+) -> None:
+    url = f"sqlite:///{tmp_path}/locks.db" if store == "sqlite" else request.getfixturevalue(f"{store}_server").url
+    with LockManager(url) as first, LockManager(url) as second:
+        lease = first.acquire("job", timeout=0, ttl=5)
+        first._leave_standing(lease._hold, 60)
+        assert not lease
+        with pytest.raises(NotHeld):
+            lease.release()
+        seen = second.holder("job")
+        assert seen is not None
+        assert seen.remaining is not None
+        assert 55 < seen.remaining <= 62
+        assert second.try_acquire("job") is None
+        with pytest.raises(NotHeld):
+            second._take_over(second._adopt("job", "f" * 32, {"ttl": 5}))
+        again = second._take_over(second._adopt("job", lease.token, {"ttl": 5}))
+        assert again
+        assert (again.token, again.fence) == (lease.token, lease.fence)
+        assert again.remaining <= 5
+        again.release()
+        assert first.holder("job") is None
+        with pytest.raises(NotHeld):
+            second._take_over(second._adopt("job", lease.token, {"ttl": 5}))
+
+
+def test_what_was_lost_is_not_left_standing(redis_server: RedisServer) -> None:
+    with LockManager(redis_server.url) as locks, LockManager(redis_server.url) as others:
+        lease = locks.acquire("job", timeout=0, ttl=20)
+        redis_server.command("DEL", "atomiclock:job")
+        held = others.acquire("job", timeout=0)
+        with pytest.raises(LockLost):
+            locks._leave_standing(lease._hold, 60)
+        assert lease.lost
+        seen = others.holder("job")
+        assert seen is not None
+        assert seen.token == held.token
+        held.release()

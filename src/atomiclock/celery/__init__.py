@@ -13,12 +13,13 @@ success. Two tasks never share a name, since it starts with the task's.
 from __future__ import annotations
 
 from . import signals
+from ._body import current_lease
 from ._conflicts import Conflict
 from ._cookbook import cookbook_lock
 from ._exclusive import Exclusive, exclusive
 from ._install import install
 from ._names import canonical_url
-from ._runner import LockBusy, current_lease
+from ._runner import LockBusy
 from ._task import LockedTask, LockMixin
 from ._unique import Unique, unique
 

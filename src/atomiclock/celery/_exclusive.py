@@ -12,14 +12,15 @@ from celery import Task, current_app, current_task
 from .._keys import Key
 from .._options import NONE, TRUE, TTL, Default
 from ..errors import ConfigurationError
+from ._body import runs
 from ._conflicts import Where
 from ._names import name_of
 from ._rules import HEADER, Rules, of_configuration, of_header
-from ._runner import Call, run, runs
+from ._runner import Call, run
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FALSE: Any = Default(False)
+_FALSE: Any = Default(False)
 _WORDS: Any = Default("skip")
 _DELAY: Any = Default((1, 30))
 _GIVE_UP: Any = Default(600)
@@ -40,6 +41,8 @@ class Exclusive:
         own = Rules().with_(self.given)
         if own.on_conflict == "wait" and not own.wait:
             raise ConfigurationError('on_conflict="wait" needs wait=SECONDS: how long a worker may stand still for it')
+        if own.max_hold is not None and own.min_hold > own.max_hold:
+            raise ConfigurationError(f"min_hold={own.min_hold:g} is longer than max_hold={own.max_hold:g}")
 
     def __call__(self, function: F) -> F:
         """`function`, run with its lock."""
@@ -51,18 +54,18 @@ class Exclusive:
             app: Any = current_app
             task_name = task.name if task is not None else app.gen_task_name(protected.__name__, protected.__module__)
             name = name_of(names, task_name, self.shared, args, kwargs, _self_in(names, args))
-            return self.run(task, task_name, name, lambda: function(*args, **kwargs))
+            return self.run(task, task_name, name, lambda: function(*args, **kwargs), inside=True)
 
         # Celery checks a call's arguments against this before it sends the task.
         protected.__signature__ = names.signature  # type: ignore[attr-defined]  # functions take attributes
         protected._atomiclock_lock = self, names  # type: ignore[attr-defined]
         return cast("F", protected)
 
-    def run(self, task: Any, task_name: str, name: str, body: Callable[[], Any]) -> Any:
-        """What the call of `task`'s body returns, under its lock `name`."""
+    def run(self, task: Any, task_name: str, name: str, body: Callable[[], Any], inside: bool = False) -> Any:
+        """What the call of `task`'s body returns, under its lock `name`. `inside`: Celery's autoretry is around it."""
         where, request = way_of(task)
         rules = self.rules((task.app if task is not None else current_app).conf, request)
-        return run(Call(task, task_name, name, where, request, body), rules)
+        return run(Call(task, task_name, name, where, request, body, inside), rules)
 
     def rules(self, conf: Any, request: Any) -> Rules:
         """The header beats the decorator, and the decorator beats Celery's configuration."""
@@ -85,6 +88,8 @@ def exclusive(
     shared: bool = False,
     on_lost: str = _ABORT,
     max_hold: float | None = NONE,
+    min_hold: float = _NO_WAIT,
+    hold_on_retry: bool = _FALSE,
     on_backend_error: str = _RETRY,
     url: str | None = NONE,
     namespace: str | None = NONE,
@@ -99,6 +104,9 @@ def exclusive(
       comes before it, unless it is `shared` with other tasks.
     - `ttl`: seconds that a machine which died blocks others; 30 if neither the URL nor `configure()` say. The lock is
       renewed as long as the task runs, but no longer than `max_hold` seconds.
+    - `min_hold`: seconds for which the lock is held at least, counted from its start, also if the task ends sooner;
+      a task whose process is killed holds it no longer. `hold_on_retry`: keep the lock from one attempt to the next,
+      over `retry()` and autoretry, for the countdown and `ttl` more; other calls meet a held lock meanwhile.
     - `on_conflict`, when the lock is held. "skip": log at INFO that the work is `busy`, and return `skip_result`.
       "retry": put the same message back, after `delay` seconds (the first, doubled up to the second), until `give_up`
       seconds are over and `then` ("raise" or "skip") follows; the task's own retries are not used up. "coalesce": one

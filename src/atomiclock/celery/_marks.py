@@ -51,9 +51,9 @@ class Mark:
         hold = self._hold(1.0)
         return bool(_asked(hold, lambda end: self._manager._remove_token(hold, end)))
 
-    def remove_by(self, deadline: float) -> None:
-        """Try to remove it, by `deadline`. Raises `Unknown`."""
-        self._manager._remove_token(self._hold(1.0), deadline)
+    def remove_by(self, deadline: float) -> bool:
+        """The same in one request, until `deadline`. Raises `Unknown`."""
+        return self._manager._remove_token(self._hold(1.0), deadline)
 
     def found(self) -> Holder | None:
         """Who has it, if anybody."""

@@ -34,6 +34,8 @@ class Rules:
     on_lost: str = "abort"
     on_backend_error: str = "retry"
     max_hold: float | None = None
+    min_hold: float = 0.0
+    hold_on_retry: bool = False
     url: str | None = None
     namespace: str | None = None
     enabled: bool = True
@@ -137,6 +139,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "on_lost": _one_of("abort", "fail", "warn"),
     "on_backend_error": _one_of("retry", "raise", "run"),
     "max_hold": CHECKS["max_hold"],
+    "min_hold": _seconds,
+    "hold_on_retry": CHECKS["renew"],
     "url": _url,
     "namespace": _optional(CHECKS["owner"]),
     "enabled": CHECKS["renew"],

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore
 from celery.utils.log import get_task_logger
 
 from .._api import manager_for
-from .._lease import must_release, note_on
+from .._hold import Hold
 from .._process import clock
 from .._sync_lease import Lease
-from ..errors import BackendRefused, BackendUnavailable, LockError, LockLost, LockTimeout
+from ..errors import BackendRefused, BackendUnavailable, LockError, LockTimeout, NotHeld
 from . import _done, _supply
-from ._abort import abortable, strike
+from ._abort import strike
+from ._body import Run
 from ._conflicts import Again, Answer, Conflict, Fail, Queue, Skip, Stand, Where, answer, pause
+from ._keeping import ticket
 from ._marks import Mark
 from ._names import is_own, label, within
 from ._report import reporter
@@ -49,6 +50,8 @@ class Call(NamedTuple):
     where: Where
     request: Any
     body: Callable[[], Any]
+    inside: bool = False
+    """Whether Celery's autoretry lies around the lock, and not the other way round."""
 
     @property
     def task_id(self) -> str | None:
@@ -66,23 +69,6 @@ class Result(NamedTuple):
     value: Any
 
 
-_running: ContextVar[tuple[tuple[Any, Lease], ...]] = ContextVar("atomiclock_running", default=())
-
-
-def current_lease() -> Lease | None:
-    """The lease of the task that runs here, innermost if they nest; `None` outside, or without its lock.
-
-    Its `check()` raises `LockLost` if the lock is lost, and its `fence` is for whatever the task writes to.
-    """
-    running = _running.get()
-    return running[-1][1] if running else None
-
-
-def runs(request: Any) -> bool:
-    """Whether a call of this request already runs here with its lock: what it calls itself is another call."""
-    return any(mine is request for mine, _ in _running.get())
-
-
 def run(call: Call, rules: Rules) -> Any:
     """What the call returns: the body's result, or what its rules say for a call that does not run."""
     if not rules.enabled:
@@ -91,7 +77,7 @@ def run(call: Call, rules: Rules) -> Any:
     got = attempt.lease()
     if isinstance(got, Result):
         return got.value
-    attempt.forget_the_wait()
+    attempt.hand_on(got)
     if got is None:
         return call.body()
     return Run(attempt, got).result()
@@ -113,6 +99,7 @@ class Attempt:
         if call.task_id is not None:
             self.given["owner"] = label(call.task_id, getattr(call.request, "hostname", None))
         self.ttl: float = self.manager._core.options_for(call.name, given).ttl
+        self.manager._core.options_for(call.name, {**given, "ttl": max(self.ttl, rules.min_hold)})  # can it be kept?
         self.line = _supply.Line(call, rules, self.ttl)
 
     def lease(self) -> Lease | Result | None:
@@ -124,7 +111,7 @@ class Attempt:
             if self.call.late and self._may_have_come_before():
                 self._look_for_an_earlier_end()
             try:
-                return self.acquire(0)
+                return self._taken_over() or self.acquire(0)
             except LockTimeout as busy:
                 return self._held_by(busy.owner)
         except BackendRefused as error:
@@ -134,12 +121,28 @@ class Attempt:
             return self._unreachable(error)
 
     def acquire(self, timeout: float) -> Lease:
-        hold = self.manager._adopt(self.call.name, None, self.given, self.line.make)
+        return self._got(None, lambda hold: self.manager._acquire(hold, timeout))
+
+    def _taken_over(self) -> Lease | None:
+        """What the attempt before this one left standing, unless that has ended or another delivery has it."""
+        token: str | None = self.state.get("kept")
+        if token is None or self.call.task_id is None:
+            return None
+        mine = self.ticket(token).remove()
+        del self.state["kept"]
+        try:
+            return self._got(token, self.manager._take_over) if mine else None
+        except NotHeld:
+            return None
+
+    def _got(self, token: str | None, get: Callable[[Hold], Lease]) -> Lease:
+        hold = self.manager._adopt(self.call.name, token, self.given, self.line.make)
         hold.entered = True
         hold.on_lost = self._lost
+        hold.outlives = self.rules.hold_on_retry or self.rules.min_hold > 0
         begun = clock()
         with self.line.announced(hold):
-            lease = self.manager._acquire(hold, timeout)
+            lease = get(hold)
         self.tell("lock_acquired", fence=lease.fence, waited=clock() - begun)
         return lease
 
@@ -217,27 +220,33 @@ class Attempt:
             raise otherwise from error
         raise Ignore(f"{call.name}: put back for {countdown:.3g} s")
 
-    def forget_the_wait(self) -> None:
-        """A `retry()` of the body publishes the request's headers, and its patience begins anew."""
-        headers = getattr(self.call.request, "headers", None) or {}
-        if STATE in headers:
-            self.call.request.headers = {name: value for name, value in headers.items() if name != STATE}
+    def hand_on(self, lease: Lease | None) -> None:
+        """The body's `retry()` publishes the request's headers: its patience begins anew, and it may have the lock."""
+        request, rules = self.call.request, self.rules
+        headers = getattr(request, "headers", None) or {}
+        rest = {name: value for name, value in headers.items() if name != STATE}
+        if lease is not None and request is not None and (rules.hold_on_retry or rules.min_hold):
+            request.headers = {**rest, STATE: {"kept": lease.token}}
+        elif STATE in headers:
+            request.headers = rest
+
+    def ticket(self, token: str) -> Mark:
+        """What lets the next attempt go on with the lock."""
+        call = self.call
+        return ticket(self.manager, self.rules.namespace, str(call.task_id), token, call.request.hostname)
 
     def waiting(self) -> Mark:
         """The place of the one call that waits for the holder's end."""
         call = self.call
         return place(self.manager, call.name, self.rules.namespace, str(call.task_id), call.request.hostname)
 
-    def _mark(self, kind: str, name: str) -> Mark:
-        call = self.call
-        return Mark(self.manager, kind, name, self.rules.namespace, str(call.task_id), call.request.hostname)
-
     # It was delivered before
 
     def earlier(self) -> _done.Done:
         """The mark of this message's end."""
         call = self.call
-        mark = self._mark("done", f"{call.task_name}:{call.task_id}:{call.request.retries}")
+        name, host = f"{call.task_name}:{call.task_id}:{call.request.retries}", call.request.hostname
+        mark = Mark(self.manager, "done", name, self.rules.namespace, str(call.task_id), host)
         return _done.Done(mark, self.ttl, call.task.app.conf)
 
     def _may_have_come_before(self) -> bool:
@@ -282,93 +291,3 @@ class Attempt:
     def tell(self, kind: str, **facts: Any) -> None:
         call = self.call
         reporter.tell(kind, call.task_name, call.task_id, call.name, **facts)
-
-
-class Run:
-    """The body under its lease."""
-
-    def __init__(self, attempt: Attempt, lease: Lease) -> None:
-        self.attempt = attempt
-        self.call = attempt.call
-        self.lease = lease
-        self.begun = clock()
-
-    def result(self) -> Any:
-        """What the body returns. The lock is released before that is stored, so who waits for it finds it free."""
-        error: BaseException | None = None
-        try:
-            if self.attempt.state.get("waits"):
-                self._leave_the_place()
-            with self._current(), self._abortable():
-                return self.call.body()
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self._end(error)
-
-    @contextmanager
-    def _current(self) -> Iterator[None]:
-        before = _running.set((*_running.get(), (self.call.request, self.lease)))
-        try:
-            yield
-        finally:
-            _running.reset(before)
-
-    @contextmanager
-    def _abortable(self) -> Iterator[None]:
-        if self.call.where is Where.WORKER and self.attempt.rules.on_lost == "abort":
-            with abortable(self.lease):
-                yield
-        else:
-            yield
-
-    def _leave_the_place(self) -> None:
-        """Before the body reads anything: who comes from now on waits for the next run, and is not covered by this."""
-        try:
-            self.attempt.waiting().remove()
-        except BackendUnavailable as error:  # then it ends with its ttl, and until then somebody may skip in vain
-            self.attempt.tell("backend_error", error=str(error), outcome="kept")
-
-    def _end(self, error: BaseException | None) -> None:
-        try:
-            if self.call.late and _final(error):
-                self._mark_as_done()
-        finally:
-            self._release(error)
-
-    def _release(self, error: BaseException | None) -> None:
-        released = False
-        try:
-            if must_release(self.lease._hold):
-                self.lease.release()
-            released = True
-            self.attempt.tell("lock_released", held_for=clock() - self.begun)
-        except LockLost as lost:
-            released = True
-            self._lost(lost, error)
-        except BackendUnavailable as trouble:  # the work is done, and the ttl ends what could not be taken back
-            self.attempt.tell("backend_error", error=str(trouble), outcome="kept")
-            get_task_logger(self.call.task_name).warning("%s", trouble)
-        finally:
-            self.attempt.line.done(released)
-
-    def _lost(self, lost: LockLost, error: BaseException | None) -> None:
-        if error is not None:
-            if error is not lost and not isinstance(error, LockError):
-                note_on(error, lost)
-        elif self.attempt.rules.on_lost == "warn":
-            get_task_logger(self.call.task_name).warning("%s", lost)
-        else:
-            raise lost
-
-    def _mark_as_done(self) -> None:
-        try:
-            self.attempt.earlier().put(str(self.call.task_id))
-        except BackendUnavailable as error:
-            self.attempt.tell("backend_error", error=str(error), outcome="kept")
-
-
-def _final(error: BaseException | None) -> bool:
-    """Whether the message is done with. A process that is told to leave gives it back to the broker."""
-    return error is None or (isinstance(error, Exception) and not isinstance(error, (Ignore, Reject)))

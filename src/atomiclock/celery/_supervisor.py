@@ -20,6 +20,7 @@ from .._process import clock
 from ..backends import Unknown
 from ..errors import LockError
 from ._board import Board
+from ._keeping import drop
 from ._names import within
 from ._report import log, reporter
 from ._waiting import is_revoked, place
@@ -53,12 +54,14 @@ class Told:
 
 @dataclass
 class Waiting:
-    """What a child said of a call that it put back, and that has the place of the one which waits."""
+    """What a child said of a call that comes again: it has the place of the one which waits, or keeps its lock."""
 
+    id: str
     url: str
     namespace: str | None
     name: str
     until: float
+    token: str | None
 
 
 class Supervisor:
@@ -125,12 +128,13 @@ class Supervisor:
                 self._renew_if_late(told)
         for task_id, waiting in list(self.waiting.items()):
             if clock() >= waiting.until or is_revoked(task_id):
-                self._end_wait(task_id, waiting)
+                self._end_wait(waiting)
 
     def _hear(self, facts: dict[str, Any]) -> None:
         say, pid = facts.pop("say"), facts["pid"]
         if say == "waits":
-            self.waiting[facts["id"]] = Waiting(facts["url"], facts["namespace"], facts["name"], facts["until"])
+            del facts["pid"]
+            self.waiting[facts["id"]] = Waiting(**facts)
         if say == "event":
             reporter.emit(facts["kind"], facts["event"])
         elif say == "try":
@@ -183,13 +187,14 @@ class Supervisor:
                 log.warning("freed the lock %r: its task's process %s is dead", told.name, told.pid)
                 reporter.tell("lock_freed", told.task, told.id, told.name, reason="its process is dead", pid=told.pid)
 
-    def _end_wait(self, task_id: str, waiting: Waiting) -> None:
-        """Forget it when its place has ended; if it was revoked, give that back, so that the next call may wait."""
+    def _end_wait(self, call: Waiting) -> None:
+        """Forget it when its time is over; if it was revoked, give back what it has, so that others may have that."""
         with contextlib.suppress(Unknown, LockError):  # it is asked again at the next look
-            if clock() < waiting.until:
-                mark = place(manager_for(waiting.url), waiting.name, waiting.namespace, task_id)
-                mark.remove_by(clock() + 1.0)
-            del self.waiting[task_id]
+            if clock() < call.until and call.token is not None:
+                drop(call.url, call.namespace, call.name, call.id, call.token)
+            elif clock() < call.until:
+                place(manager_for(call.url), call.name, call.namespace, call.id).remove_by(clock() + 1.0)
+            del self.waiting[call.id]
 
     def _hold(self, told: Told) -> Any:
         if told.hold is None:

@@ -12,7 +12,7 @@ from billiard.process import current_process
 from .._hold import Hold
 from .._options import configured_url
 from .._process import clock
-from ..errors import ConfigurationError, LockTimeout
+from ..errors import ConfigurationError, LockTimeout, NotHeld
 from ._board import Seat, SeatedHold
 from ._conflicts import Where
 from ._report import reporter
@@ -83,14 +83,14 @@ class Line:
         try:
             yield
         except BaseException as error:
-            self.done(isinstance(error, LockTimeout))  # which means that nothing of it is in the store
+            self.done(isinstance(error, (LockTimeout, NotHeld)))  # which means that nothing of it is in the store
             raise
 
-    def waits(self, ttl: float) -> None:
-        """Say that this call has the place of the one that waits, for `ttl` seconds: in case it is revoked."""
+    def waits(self, ttl: float, token: str | None = None) -> None:
+        """What this call keeps for `ttl` seconds, if it is not revoked: the lock `token`, or the place in its line."""
         if self._board is not None:
-            said = ("id", "name", "url", "namespace")
-            self._board.tell(say="waits", until=clock() + ttl, **{name: self._facts[name] for name in said})
+            said = {name: self._facts[name] for name in ("id", "name", "url", "namespace")}
+            self._board.tell(say="waits", until=clock() + ttl, token=token, **said)
 
     def done(self, released: bool) -> None:
         """Say that the lease is over. Unless it was `released`, the main process makes sure of it."""

@@ -15,6 +15,7 @@ from celery.utils import uuid
 from .._keys import Key
 from ._conflicts import Where
 from ._exclusive import Exclusive, decorated_with, key_for, way_of
+from ._keeping import drop_quietly
 from ._names import name_of
 from ._rules import HEADER, STATE
 from ._unique import Unique
@@ -179,6 +180,9 @@ def _revoked(sender: Any, request: Any, **_: Any) -> None:
     state = (request.headers or {}).get(STATE) or {}
     if state.get("waits"):
         _wait_no_more(sender, request.args, request.kwargs, request.id)
+    if state.get("kept"):
+        for lock, name in _named(sender, tuple(request.args or ()), dict(request.kwargs or {})):
+            drop_quietly(lock.rules(sender.app.conf, None), name, request.id, state["kept"])
 
 
 def _failed(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any
 
 from .._api import manager_for
 from .._options import CHECKS, NONE, TTL, Default
 from ..errors import BackendUnavailable, ConfigurationError
+from ._keeping import seconds_until
 from ._marks import Mark
 from ._names import task_of
 from ._report import log, reporter
@@ -44,7 +44,7 @@ class Unique:
 
     def ttl(self, options: dict[str, Any]) -> float:
         """Seconds for a call's place: a call that is to come later has it as much longer."""
-        return float(self.given["ttl"]) + _delay(options)
+        return float(self.given["ttl"]) + seconds_until(options.get("eta") or options.get("countdown"))
 
     def enqueue(self, task: Any, name: str, task_id: str, options: dict[str, Any], send: Callable[[], Any]) -> Any:
         """What `send` returns, or the result of the call that is in the queue already."""
@@ -125,13 +125,3 @@ def unique(
 def _must_go(options: dict[str, Any]) -> bool:
     """Whether a call is sent although another is in the queue: a canvas needs it, or it is a message that goes on."""
     return any(options.get(name) for name in CANVAS)
-
-
-def _delay(options: dict[str, Any]) -> float:
-    eta = options.get("eta")
-    if isinstance(eta, str):
-        eta = datetime.fromisoformat(eta)
-    if isinstance(eta, datetime):
-        eta = eta if eta.tzinfo is not None else eta.replace(tzinfo=timezone.utc)
-        return max(0.0, eta.timestamp() - datetime.now(timezone.utc).timestamp())
-    return max(0.0, float(options.get("countdown") or 0.0))

@@ -11,7 +11,8 @@ lock_acquired = Signal(name="lock_acquired")
 lock_busy = Signal(name="lock_busy")
 """A task found its lock held. `holder`, and `outcome`: "skipped", "requeued", "queued", "raised", "redelivered"."""
 lock_released = Signal(name="lock_released")
-"""A task gave its lock back. `held_for` (seconds)."""
+"""A task ended, and gave its lock back. `held_for` (seconds), and `stays_for`: 0, or the seconds for which the lock
+stands on, by `min_hold` or `hold_on_retry`."""
 lock_lost = Signal(name="lock_lost")
 """The lock ended while its task ran. `reason`."""
 lock_freed = Signal(name="lock_freed")
