@@ -87,12 +87,24 @@ def test_wait_stands_still_until_the_holder_ends(shop: Shop, worker: Worker, key
 
 
 def test_raise_fails_the_call(shop: Shop, worker: Worker, key: str) -> None:
-    first = shop.tasks.raises.delay(key, 1)
+    first = shop.tasks.raises.delay(key, 2)
     worker.await_event(key, "begin")
     duplicate = shop.tasks.raises.delay(key)
     with pytest.raises(LockBusy, match=f"the lock 'raises:{key}' is held by celery:{first.id}:"):
         duplicate.get(timeout=WITHIN)
     assert duplicate.state == "FAILURE"
+    shop.tasks.raises.apply_async((key,), link_error=shop.tasks.told.si(f"{key}e"))
+    worker.await_event(f"{key}e", "told")
+    assert not worker.events(key, "end")
+    assert first.get(timeout=WITHIN) == key
+
+
+def test_what_send_task_or_another_service_sends_meets_the_lock_as_well(shop: Shop, worker: Worker, key: str) -> None:
+    first = shop.app.send_task("skip", (key, 1.5))
+    worker.await_event(key, "begin")
+    assert shop.app.send_task("skip", kwargs={"key": key}).get(timeout=WITHIN) is None
+    mapped = shop.app.send_task("celery.map", (dict(shop.tasks.skip.s()), [key]))  # calls the function for each
+    assert mapped.get(timeout=WITHIN) == [None]
     assert first.get(timeout=WITHIN) == key
 
 

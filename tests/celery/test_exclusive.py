@@ -101,6 +101,28 @@ def test_raise_fails_the_duplicate(app: Celery, store: str) -> None:
     assert nested.delay().get() == "refused"
 
 
+def test_eagerly_or_directly_a_call_stands_for_the_lock_as_long_as_it_was_told(app: Celery, store: str) -> None:
+    @app.task(name="standing")
+    @exclusive("{x}", on_conflict="retry", wait=20)
+    def standing(x: int) -> str:
+        return f"done {x}"
+
+    @app.task(name="waiting")
+    @exclusive("{x}", on_conflict="wait", wait=0.1, then="skip", skip_result="nothing")
+    def waiting(x: int) -> None: ...
+
+    for call in (standing, lambda x: standing.delay(x).get()):
+        lease = held(store, "standing", "1")
+        letting_go = threading.Timer(0.5, lease.release)
+        letting_go.start()
+        assert call(1) == "done 1"
+        letting_go.join()
+    with held(store, "standing", "2"), pytest.raises(LockBusy, match="is held by"):
+        standing.apply((2,), headers={"atomiclock": {"wait": 0.1}}, throw=True)
+    with held(store, "waiting", "1"):
+        assert waiting(1) == waiting.delay(1).get() == "nothing"
+
+
 def test_a_direct_call_and_a_call_by_another_task_use_the_tasks_own_name(app: Celery, store: str) -> None:
     @app.task(name="inner")
     @exclusive("{x}")
@@ -179,6 +201,12 @@ def test_decorating_the_wrong_thing_says_what_to_do(app: Celery) -> None:
         @exclusive("{x}")
         @app.task
         def work(x: int) -> None: ...
+
+    with pytest.raises(AttributeError, match="write @exclusive"):
+
+        @app.task(lazy=False, name="uncalled")
+        @exclusive
+        def uncalled(x: int) -> None: ...
 
     with pytest.raises(ConfigurationError, match="no others"):
 

@@ -120,13 +120,17 @@ def test_a_call_that_never_runs_to_its_end_leaves_no_place(shop: Shop, worker: W
     wait_until(lambda: place(shop, f"one_done:{key}") is None, 10, "the place is free")
 
 
-def test_a_cold_shutdown_leaves_no_place(shop: Shop, key: str) -> None:
-    leaving = shop.worker("-Q", "cold", children=1)
+def test_a_cold_shutdown_leaves_no_place_and_no_lock(shop: Shop, key: str) -> None:
+    leaving = shop.worker("-Q", "cold", children=2)
     shop.tasks.one_done.apply_async((key, 30), queue="cold")
+    shop.tasks.patient.apply_async((f"{key}p", 30), queue="cold")
     leaving.await_event(key, "begin")
+    leaving.await_event(f"{key}p", "begin")
     leaving.process.send_signal(signal.SIGQUIT)
     leaving.process.wait(30)
     wait_until(lambda: place(shop, f"one_done:{key}") is None, 5, "the place is free")
+    with LockManager(shop.env["LOCKS"]) as locks:
+        wait_until(lambda: locks.holder(f"patient:{key}p") is None, 5, "the lock is free, whose ttl is 30")
 
 
 def test_a_publication_that_fails_leaves_no_place(shop: Shop, key: str) -> None:

@@ -152,8 +152,12 @@ def test_a_store_that_is_down_is_never_busy_and_the_task_waits_for_it(
             other.tasks.skip.apply_async((key,), headers=said).get(timeout=WITHIN)
         free = {"atomiclock": {"on_backend_error": "run"}}
         assert other.tasks.skip.apply_async((key,), headers=free).get(timeout=WITHIN) == key
+        given_up = {"atomiclock": {"give_up": 0.5, "delay": 0.3}}
+        with pytest.raises(BackendUnavailable):
+            other.tasks.skip.apply_async((key,), headers=given_up).get(timeout=WITHIN)
         locks.start()
         a_store_that_goes_down_while_a_task_waits(other, worker, locks, f"{key}w")
+        a_store_that_goes_down_while_a_task_runs(other, worker, locks, f"{key}r")
     finally:
         other.close()
         with contextlib.suppress(Exception):
@@ -173,6 +177,63 @@ def a_store_that_goes_down_while_a_task_waits(shop: Shop, worker: Worker, locks:
     locks.start()
     second.get(timeout=WITHIN)  # the store has forgotten the first's lock, which is no matter here
     first.revoke(terminate=True, signal="SIGKILL")
+
+
+def a_store_that_goes_down_while_a_task_runs(shop: Shop, worker: Worker, locks: RedisServer, key: str) -> None:
+    """Soon it is not known any more who has the lock. If the task ends before that, what it did counts."""
+    losing = shop.tasks.aborted.delay(key, 60)  # ttl 1
+    ending = shop.tasks.patient.apply_async((f"{key}e", 1.5), lock={"ttl": 300})
+    worker.await_event(key, "begin")
+    worker.await_event(f"{key}e", "begin")
+    locks.kill()
+    with pytest.raises(LockLost):
+        losing.get(timeout=WITHIN)
+    assert ending.get(timeout=WITHIN) == f"{key}e"
+    locks.start()
+
+
+def test_a_soft_limit_that_hits_in_the_release_still_leaves_no_lock(
+    celery_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory, key: str
+) -> None:
+    locks = RedisServer(tmp_path_factory.mktemp("locks")).start()
+    shop = Shop(tmp_path_factory.mktemp("limit"), on_redis(celery_redis, LOCKS=f"{locks.url}?io_timeout=60"))
+    try:
+        worker = shop.worker("-Q", "limit", children=1)
+        ending = shop.tasks.patient.apply_async((key, 1.5), lock={"ttl": 300}, soft_time_limit=6, queue="limit")
+        worker.await_event(key, "begin")
+        with locks.frozen():
+            assert worker.await_event(key, "end")["error"] is None, "the body had time enough"
+            wait_until(lambda: worker.said(f"Soft time limit (6s) exceeded for patient[{ending.id}]"), 15, "the limit")
+        with pytest.raises(Exception, match="SoftTimeLimit"):
+            ending.get(timeout=WITHIN)
+        wait_until(lambda: holder(shop, f"patient:{key}") is None, 15, "the lock is free, whose ttl is 300")
+    finally:
+        shop.close()
+        locks.stop()
+
+
+def test_a_machine_that_stood_still_beyond_the_ttl_loses_and_takes_nothing_from_the_next(
+    celery_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory, key: str
+) -> None:
+    shop = Shop(tmp_path_factory.mktemp("frozen"), on_redis(celery_redis))
+    try:
+        frozen = shop.worker("-Q", "frozen", children=1)
+        first = shop.tasks.aborted.apply_async((key, 60), queue="frozen")  # ttl 1
+        frozen.await_event(key, "begin")
+        os.killpg(frozen.process.pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: holder(shop, f"aborted:{key}") is None, 10, "the ttl is over")
+            heir = shop.worker("-Q", "heir", children=1)
+            second = shop.tasks.aborted.apply_async((key, 3), queue="heir")
+            heir.await_event(key, "begin", 2)
+        finally:
+            os.killpg(frozen.process.pid, signal.SIGCONT)
+        with pytest.raises(LockLost):
+            first.get(timeout=WITHIN)
+        assert second.get(timeout=WITHIN) == key
+        assert [event["error"] for event in heir.events(key, "end")] == ["LockLost", None]
+    finally:
+        shop.close()
 
 
 def test_memory_with_prefork_ends_the_worker_at_its_start(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -18,8 +19,8 @@ from celery import Celery
 from conftest import HERE, SOURCES, Shop, on_redis
 from servers import RedisServer, wait_until
 
-from atomiclock import LockManager
-from atomiclock.celery import LockBusy, exclusive, signals
+from atomiclock import LockLost, LockManager
+from atomiclock.celery import LockBusy, LockedTask, exclusive, signals, unique
 
 WITHIN = 30
 PROJECT = HERE.parents[1] / "pyproject.toml"
@@ -54,7 +55,7 @@ def celery_locks(shop: Shop, folder: Path, *words: str) -> subprocess.CompletedP
     )
 
 
-def test_watchers_get_an_event_for_each_thing_that_happens(watched: Shop, key: str) -> None:
+def test_watchers_get_an_event_for_each_thing_that_happens(watched: Shop, celery_redis: RedisServer, key: str) -> None:
     seen: list[dict[str, Any]] = []
     connection = watched.app.connection()
     receiver = watched.app.events.Receiver(connection, handlers={"*": seen.append})
@@ -66,8 +67,16 @@ def test_watchers_get_an_event_for_each_thing_that_happens(watched: Shop, key: s
         watched.started[0].await_event(key, "begin")
         watched.tasks.skip.delay(key).get(timeout=WITHIN)
         first.get(timeout=WITHIN)
-        kinds = ("task-lock-acquired", "task-lock-busy", "task-lock-released")
-        wait_until(lambda: {*kinds} <= {event["type"] for event in _of(seen, key)}, 10, "the events")
+        killed = watched.tasks.patient.delay(key, 60)
+        pid = watched.started[0].await_event(key, "begin", 2)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        losing = watched.tasks.aborted.delay(key, 60)
+        watched.started[0].await_event(key, "begin", 3)
+        celery_redis.command("-n", "2", "DEL", f"atomiclock:aborted:{key}")
+        with pytest.raises(LockLost):
+            losing.get(timeout=WITHIN)
+        kinds = ("acquired", "busy", "released", "lost", "freed")
+        wait_until(lambda: {f"task-lock-{kind}" for kind in kinds} <= {event["type"] for event in _of(seen, key)}, 10)
     finally:
         receiver.should_stop = True
         watcher.join(10)
@@ -75,8 +84,12 @@ def test_watchers_get_an_event_for_each_thing_that_happens(watched: Shop, key: s
     by_kind = {event["type"]: event for event in _of(seen, key)}
     assert by_kind["task-lock-busy"]["outcome"] == "skipped"
     assert by_kind["task-lock-released"]["held_for"] >= 1
-    assert by_kind["task-lock-acquired"]["uuid"] == first.id
+    assert by_kind["task-lock-released"]["stays_for"] == 0
+    assert next(event["uuid"] for event in _of(seen, key) if event["type"] == "task-lock-acquired") == first.id
     assert by_kind["task-lock-acquired"]["fence"]
+    freed = by_kind["task-lock-freed"]
+    assert (freed["uuid"], freed["child"], freed["reason"]) == (killed.id, pid, "its process is dead")
+    assert "the store no longer has it" in by_kind["task-lock-lost"]["reason"]
 
 
 def _of(seen: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -166,3 +179,28 @@ def test_signals_tell_receivers_in_the_process_where_it_happens(tmp_path: Path) 
     heard.delay(1, True)
     app.close()
     assert told == [("lock_acquired", None), ("lock_busy", "raised"), ("lock_released", None)]
+
+
+def test_signals_tell_of_a_duplicate_and_of_a_store_that_fails_where_a_call_is_enqueued(tmp_path: Path) -> None:
+    app = Celery("enqueuing", broker="memory://", set_as_current=False)
+    app.conf.update(atomiclock_url=f"sqlite:///{tmp_path}/locks.db", task_default_queue="enqueuing")
+    told: list[tuple[Any, ...]] = []
+
+    def duplicate(sender: str, name: str, existing: str, **_: Any) -> None:
+        told.append((sender, name, existing))
+
+    def failed(sender: str, name: str, outcome: str, **_: Any) -> None:
+        told.append((sender, name, outcome))
+
+    signals.duplicate_enqueue.connect(duplicate)
+    signals.backend_error.connect(failed)
+
+    @app.task(name="once", base=LockedTask, unique=unique("{x}", ttl=60))
+    def once(x: int) -> None: ...
+
+    first = once.delay(1)
+    assert once.delay(1).id == first.id
+    app.conf.atomiclock_url = "redis://127.0.0.1:1/0"
+    assert once.delay(1).id != first.id, "a call too many is found when it runs"
+    app.close()
+    assert told == [("once", "once:1", first.id), ("once", "once:1", "run")]

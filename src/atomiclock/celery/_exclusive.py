@@ -61,6 +61,11 @@ class Exclusive:
         protected._atomiclock_lock = self, names  # type: ignore[attr-defined]
         return cast("F", protected)
 
+    def __getattr__(self, name: str) -> Any:
+        # What Celery asks of a function. `@exclusive` without a call takes the function for a key that is callable.
+        hint = "; exclusive is called before it decorates: write @exclusive() or @exclusive('{name}')"
+        raise AttributeError(f"an Exclusive has no {name!r}{hint if name == '__name__' else ''}")
+
     def run(self, task: Any, task_name: str, name: str, body: Callable[[], Any], inside: bool = False) -> Any:
         """What the call of `task`'s body returns, under its lock `name`. `inside`: Celery's autoretry is around it."""
         where, request = way_of(task)

@@ -55,7 +55,8 @@ class Reporter:
         dispatcher = getattr(consumer, "event_dispatcher", None)
         if dispatcher is not None and dispatcher.enabled:
             try:
-                dispatcher.send(EVENTS[kind], **event)
+                # An event's own `pid` is that of the worker.
+                dispatcher.send(EVENTS[kind], **{("child" if name == "pid" else name): event[name] for name in event})
             except Exception as error:  # of whatever broker: an event is never worth a task
                 log.warning("could not send the event %s: %s", EVENTS[kind], error)
 
