@@ -167,13 +167,15 @@ def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, no
 
     @task("kept", bind=True, max_retries=2)
     @exclusive("{key}", ttl=20, delay=0.2, hold_on_retry=True)
-    def kept(self: Any, key: str, pauses: list[float] = (), seconds: float = 0.0) -> Any:  # type: ignore[assignment]
+    def kept(self: Any, key: str, pauses: tuple[float, ...] = (), seconds: float = 0.0, after: float = 0.0) -> str:
         lease = current_lease()
         with noted(key):
             note("lease", key, fence=lease.fence, token=lease.token)
             time.sleep(seconds)
             if self.request.retries < len(pauses):
-                raise self.retry(countdown=pauses[self.request.retries])
+                again = self.retry(countdown=pauses[self.request.retries], throw=False)
+                time.sleep(after)
+                raise again
         return f"{key} after {self.request.retries}"
 
     @task("kept_auto", autoretry_for=(ValueError,), max_retries=2, retry_kwargs={"countdown": 1})

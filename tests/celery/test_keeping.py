@@ -42,6 +42,16 @@ def test_a_lock_is_kept_from_attempt_to_attempt_and_nobody_comes_between(shop: S
     assert holder(shop, f"kept:{key}") is None, "the last attempt gives it back"
 
 
+def test_an_attempt_that_comes_before_the_last_one_has_ended_waits_for_the_lock_that_it_keeps(
+    shop: Shop, worker: Worker, key: str
+) -> None:
+    result = shop.tasks.kept.delay(key, [0, 0], 0, 1)
+    wait_until(lambda: worker.said(f"kept[{result.id}] ignored"), 15, "it has met its own lock")
+    assert not worker.events(key, "end")
+    three_attempts_in_a_row(worker, key, shop.tasks.kept, result)
+    assert most_at_once(worker.events(key)) == 1
+
+
 @pytest.mark.parametrize("name", ["kept_auto", "kept_outside"])
 def test_autoretry_keeps_the_lock_too_and_its_end_gives_it_back(
     shop: Shop, worker: Worker, key: str, name: str

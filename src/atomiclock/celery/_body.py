@@ -16,7 +16,7 @@ from .._process import clock
 from ..errors import BackendUnavailable, LockError, LockLost
 from ._abort import abortable
 from ._conflicts import Where
-from ._keeping import decide_later, final, may_come_again, stays
+from ._keeping import decide_later, final, may_come_again, stays, written
 
 if TYPE_CHECKING:
     from ._runner import Attempt
@@ -124,9 +124,9 @@ class Run:
     def _leave_standing(self, seconds: float, comes_again: bool) -> None:
         self.attempt.manager._leave_standing(self.lease._hold, seconds)
         if comes_again and self.call.where is not Where.DIRECT:
-            token = self.lease.token
-            self.attempt.ticket(token).put(seconds)  # last: from here on the next attempt may have it
-            self.attempt.line.waits(seconds, token)
+            kept = written(self.lease.token, self.call.request.retries + 1)
+            self.attempt.ticket(kept).put(seconds)  # last: from here on the next attempt may have it
+            self.attempt.line.waits(seconds, kept)
 
     def _lost(self, lost: LockLost, error: BaseException | None) -> None:
         if error is not None:

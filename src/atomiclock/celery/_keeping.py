@@ -55,22 +55,32 @@ def seconds_until(when: Any) -> float:
     return max(0.0, float(when or 0.0))
 
 
-def ticket(manager: LockManager, namespace: str | None, task_id: str, token: str, hostname: str | None = None) -> Mark:
-    """What lets one delivery of the next attempt go on with the lock under `token`."""
-    return Mark(manager, "kept", token, namespace, task_id, hostname)
+def written(token: str, attempt: int) -> str:
+    """The lock that is kept for `attempt` of a task, as its message says it."""
+    return f"{token}:{attempt}"
 
 
-def drop(url: str | None, namespace: str | None, name: str, task_id: str, token: str) -> None:
+def token_in(kept: str) -> str:
+    """The token of a lock that is kept."""
+    return kept.partition(":")[0]
+
+
+def ticket(manager: LockManager, namespace: str | None, task_id: str, kept: str, hostname: str | None = None) -> Mark:
+    """What lets one delivery of one attempt go on with the lock."""
+    return Mark(manager, "kept", kept, namespace, task_id, hostname)
+
+
+def drop(url: str | None, namespace: str | None, name: str, task_id: str, kept: str) -> None:
     """End what stands for an attempt that will not come, unless that has come already. Raises `Unknown`."""
     manager, deadline = manager_for(url), clock() + 1.0
-    if ticket(manager, namespace, task_id, token).remove_by(deadline):
-        manager._remove_token(manager._adopt(name, token, within(namespace)), deadline)
+    if ticket(manager, namespace, task_id, kept).remove_by(deadline):
+        manager._remove_token(manager._adopt(name, token_in(kept), within(namespace)), deadline)
 
 
-def drop_quietly(rules: Rules, name: str, task_id: str, token: str) -> None:
+def drop_quietly(rules: Rules, name: str, task_id: str, kept: str) -> None:
     """The same; if the store does not answer, the lock ends when its time is over."""
     try:
-        drop(rules.url, rules.namespace, name, task_id, token)
+        drop(rules.url, rules.namespace, name, task_id, kept)
     except (Unknown, BackendUnavailable) as error:
         log.warning("the lock %r stands until the time for its next attempt is over: %s", name, error)
 

@@ -20,7 +20,7 @@ from . import _done, _supply
 from ._abort import strike
 from ._body import Run
 from ._conflicts import Again, Answer, Conflict, Fail, Queue, Skip, Stand, Where, answer, pause
-from ._keeping import ticket
+from ._keeping import ticket, token_in, written
 from ._marks import Mark
 from ._names import is_own, label, within
 from ._report import reporter
@@ -124,14 +124,16 @@ class Attempt:
         return self._got(None, lambda hold: self.manager._acquire(hold, timeout))
 
     def _taken_over(self) -> Lease | None:
-        """What the attempt before this one left standing, unless that has ended or another delivery has it."""
-        token: str | None = self.state.get("kept")
-        if token is None or self.call.task_id is None:
+        """What the attempt before this one left standing, unless that has ended or another delivery has it.
+
+        That one may not even have ended yet, after a `retry()` without a countdown: then this one comes again.
+        """
+        kept: str | None = self.state.get("kept")
+        if kept is None or self.call.task_id is None or not self.ticket(kept).remove():
             return None
-        mine = self.ticket(token).remove()
         del self.state["kept"]
         try:
-            return self._got(token, self.manager._take_over) if mine else None
+            return self._got(token_in(kept), self.manager._take_over)
         except NotHeld:
             return None
 
@@ -226,14 +228,14 @@ class Attempt:
         headers = getattr(request, "headers", None) or {}
         rest = {name: value for name, value in headers.items() if name != STATE}
         if lease is not None and request is not None and (rules.hold_on_retry or rules.min_hold):
-            request.headers = {**rest, STATE: {"kept": lease.token}}
+            request.headers = {**rest, STATE: {"kept": written(lease.token, request.retries + 1)}}
         elif STATE in headers:
             request.headers = rest
 
-    def ticket(self, token: str) -> Mark:
-        """What lets the next attempt go on with the lock."""
+    def ticket(self, kept: str) -> Mark:
+        """What lets an attempt go on with the lock that is kept for it."""
         call = self.call
-        return ticket(self.manager, self.rules.namespace, str(call.task_id), token, call.request.hostname)
+        return ticket(self.manager, self.rules.namespace, str(call.task_id), kept, call.request.hostname)
 
     def waiting(self) -> Mark:
         """The place of the one call that waits for the holder's end."""

@@ -61,7 +61,7 @@ class Waiting:
     namespace: str | None
     name: str
     until: float
-    token: str | None
+    kept: str | None
 
 
 class Supervisor:
@@ -190,8 +190,8 @@ class Supervisor:
     def _end_wait(self, call: Waiting) -> None:
         """Forget it when its time is over; if it was revoked, give back what it has, so that others may have that."""
         with contextlib.suppress(Unknown, LockError):  # it is asked again at the next look
-            if clock() < call.until and call.token is not None:
-                drop(call.url, call.namespace, call.name, call.id, call.token)
+            if clock() < call.until and call.kept is not None:
+                drop(call.url, call.namespace, call.name, call.id, call.kept)
             elif clock() < call.until:
                 place(manager_for(call.url), call.name, call.namespace, call.id).remove_by(clock() + 1.0)
             del self.waiting[call.id]

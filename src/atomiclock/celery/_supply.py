@@ -86,11 +86,11 @@ class Line:
             self.done(isinstance(error, (LockTimeout, NotHeld)))  # which means that nothing of it is in the store
             raise
 
-    def waits(self, ttl: float, token: str | None = None) -> None:
-        """What this call keeps for `ttl` seconds, if it is not revoked: the lock `token`, or the place in its line."""
+    def waits(self, ttl: float, kept: str | None = None) -> None:
+        """What this call has for `ttl` seconds, if it is not revoked: the lock `kept`, or the place in its line."""
         if self._board is not None:
             said = {name: self._facts[name] for name in ("id", "name", "url", "namespace")}
-            self._board.tell(say="waits", until=clock() + ttl, token=token, **said)
+            self._board.tell(say="waits", until=clock() + ttl, kept=kept, **said)
 
     def done(self, released: bool) -> None:
         """Say that the lease is over. Unless it was `released`, the main process makes sure of it."""
