@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 GROUPS = nox.project.load_toml("pyproject.toml")
 EVERYTHING = ".[all]"
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+CELERIES = ["5.4", "5.5", "5.6"]
+"""Lines of Celery that are tried beside the newest."""
 SERVERS = {
     "redis-server": "redis-server",
     "memcached": "memcached",
@@ -122,14 +124,15 @@ def _let_pytest_have_the_last_word(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("release", ["5.4.0", "5.5.3", "5.6.2", "newest"])
-def celery(session: nox.Session, release: str) -> None:
-    """The tests of tasks under a release of Celery, from the oldest that is supported."""
+@nox.parametrize("release", [nox.param(f"=={line}.*", id=line) for line in CELERIES] + [nox.param("", id="newest")])
+def celery_versions(session: nox.Session, release: str) -> None:
+    """The tests of tasks, and the example, under each line of Celery, from the oldest that is supported."""
     ensure_servers(session)
-    pinned = "celery" if release == "newest" else f"celery=={release}"
-    session.install("-e", ".[redis,memcached,etcd,celery,django]", pinned, *_group("tests"))
+    session.install("-e", EVERYTHING, f"celery{release}", *_group("tests"))
     _no_surprises(session)
-    session.run("python", "-m", "pytest", "tests/celery", *session.posargs)
+    _let_pytest_have_the_last_word(session)
+    where = session.posargs or ("tests/celery", "tests/example")
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadscope", *where)
 
 
 @nox.session
