@@ -19,10 +19,10 @@ from celery import Celery
 
 from atomiclock import ConfigurationError
 from atomiclock._options import Options
-from atomiclock.celery import LockBusy, canonical_url, exclusive, unique
+from atomiclock.celery import LockBusy, LockedTask, canonical_url, exclusive, unique
 from atomiclock.celery._board import LONGEST_LINE, Board, SeatedHold
 from atomiclock.celery._conflicts import Again, Conflict, Fail, Queue, Skip, Stand, Where, answer, pause
-from atomiclock.celery._install import doubts, refuse
+from atomiclock.celery._install import doubts, refuse, useless
 from atomiclock.celery._names import is_own, label, task_of
 from atomiclock.celery._rules import Rules, of_header
 
@@ -244,6 +244,23 @@ def test_settings_that_do_not_exist_are_named_at_the_start_of_a_worker() -> None
     assert [doubt.split(":")[0] for doubt in doubts(plain)] == ["there is no setting atomiclock_prefix"]
     spaced.close()
     plain.close()
+
+
+def test_the_rules_of_each_task_are_looked_at_when_a_worker_starts() -> None:
+    app = Celery("looked", set_as_current=False)
+    app.conf.update(atomiclock_url="sqlite://", broker_transport_options={"visibility_timeout": 60})
+
+    @app.task(name="looked.slow")
+    @exclusive("{x}", delay=(1, 90), on_conflict="retry")
+    def slow(x: int) -> None: ...
+
+    @app.task(name="looked.quick", base=LockedTask, lock=exclusive("{x}", ttl=0.5, url="memory://"))
+    def quick(x: int) -> None: ...
+
+    assert [doubt.split(" ")[:2] for doubt in doubts(app)] == [["looked.quick's", "ttl"], ["looked.slow's", "delay"]]
+    assert [doubt.split(":")[0] for doubt in useless(app, prefork=True)] == ["the task looked.quick will fail"]
+    assert not useless(app, prefork=False)
+    app.close()
 
 
 def test_lock_busy_survives_the_way_through_a_result_backend() -> None:

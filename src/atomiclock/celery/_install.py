@@ -9,11 +9,13 @@ from celery.worker import control
 
 from .._options import configured_url
 from .._registry import backend_for
+from ..errors import ConfigurationError
 from ._board import Board
 from ._report import log, reporter
 from ._rules import PREFIX, SETTABLE, Rules, of_configuration
 from ._supervisor import Supervisor
 from ._supply import refuse_scope
+from ._task import locks_of
 
 SETTINGS = frozenset(PREFIX + name for name in SETTABLE | {"supervise", "done_ttl"})
 """All of ours in Celery's configuration."""
@@ -36,7 +38,7 @@ class Supervision(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has 
             self.board = reporter.board = Board()
 
     def start(self, parent: Any) -> None:
-        for doubt in doubts(parent.app):
+        for doubt in [*doubts(parent.app), *useless(parent.app, self._prefork)]:
             log.warning("%s", doubt)
         if self.board is not None and self.supervisor is None:
             parent.atomiclock_supervisor = self.supervisor = Supervisor(self.board)
@@ -113,11 +115,33 @@ def doubts(app: Any) -> list[str]:
     if unknown:
         found.append(f"there is no setting {', '.join(unknown)}: only {', '.join(sorted(SETTINGS))}")
     visibility = (conf.get("broker_transport_options") or {}).get("visibility_timeout")
-    if visibility is not None and rules.delay[1] >= float(visibility):
+    found += _doubts_about("atomiclock_", {"delay": rules.delay, "ttl": rules.ttl}, visibility)
+    for name, task in sorted(app.tasks.items()):
+        for lock in locks_of(task):
+            found += _doubts_about(f"{name}'s ", lock.given, visibility)
+    return found
+
+
+def _doubts_about(whose: str, given: dict[str, Any], visibility: float | None) -> list[str]:
+    found, ttl = [], given.get("ttl")
+    delay = Rules().with_({"delay": given["delay"]}).delay[1] if "delay" in given else 0.0
+    if visibility is not None and delay >= float(visibility):
         found.append(
-            f"atomiclock_delay goes up to {rules.delay[1]:g} s, and the broker delivers again after {visibility} s: a "
-            "call that was put back would come twice"
+            f"{whose}delay goes up to {delay:g} s, and the broker delivers again after {visibility} s: a call that was "
+            "put back would come twice"
         )
-    if rules.ttl is not None and rules.ttl < 1:
-        found.append(f"atomiclock_ttl is {rules.ttl:g} s: a pause of a third of that loses locks; take seconds")
+    if ttl is not None and ttl < 1:
+        found.append(f"{whose}ttl is {ttl:g} s: a pause of a third of that loses locks; take seconds")
+    return found
+
+
+def useless(app: Any, prefork: bool) -> list[str]:
+    """The tasks whose own stores exclude nobody here. They fail when they are called; the others need not."""
+    found = []
+    for task in app.tasks.values():
+        for url in {lock.given.get("url") for lock in locks_of(task)} - {None}:
+            try:
+                refuse_scope(backend_for(str(url))[0], prefork)
+            except ConfigurationError as error:
+                found.append(f"the task {task.name} will fail: {error}")
     return found
