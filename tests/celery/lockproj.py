@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery, current_task
+from kombu.transport import redis
 
 from atomiclock.celery import LockedTask, current_lease, exclusive, install, unique
 
@@ -33,6 +34,22 @@ def make_app(env: dict[str, str] | os._Environ[str]) -> Celery:
     if "NO_INSTALL" not in env:
         install(app)
     return app
+
+
+def _look_each_second() -> None:
+    """For kombu before 5.6, which has no `unacked_restore_interval`: it would deliver again after up to 100 s."""
+    if hasattr(redis.Channel, "unacked_restore_interval"):
+        return
+    restore, register = redis.QoS.restore_visible, redis.Transport.register_with_event_loop
+
+    def restored(self: Any, **options: Any) -> Any:
+        return restore(self, **{**options, "interval": 1})
+
+    def registered(self: Any, connection: Any, loop: Any) -> None:
+        register(self, connection, loop)
+        loop.call_repeatedly(1, self.cycle.maybe_restore_messages)
+
+    redis.QoS.restore_visible, redis.Transport.register_with_event_loop = restored, registered
 
 
 def note(event: str, key: str, **facts: Any) -> None:
@@ -275,5 +292,7 @@ def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, no
 
 
 if "BROKER" in os.environ:
+    if "unacked_restore_interval" in os.environ.get("TRANSPORT", ""):
+        _look_each_second()
     app = make_app(os.environ)
     tasks = define(app)
