@@ -188,11 +188,11 @@ def define(app: Celery) -> SimpleNamespace:  # noqa: C901  # a list of tasks, no
         lease = current_lease()
         with noted(key):
             note("lease", key, fence=lease.fence, token=lease.token)
-            time.sleep(seconds)
             if self.request.retries < len(pauses):
                 again = self.retry(countdown=pauses[self.request.retries], throw=False)
                 time.sleep(after)
                 raise again
+            time.sleep(seconds)
         return f"{key} after {self.request.retries}"
 
     @task("kept_auto", autoretry_for=(ValueError,), max_retries=2, retry_kwargs={"countdown": 1})

@@ -91,12 +91,13 @@ def test_a_retry_that_is_revoked_gives_the_lock_back_at_once(shop: Shop, worker:
 
 
 def test_to_revoke_an_attempt_that_runs_takes_nothing_from_it(shop: Shop, worker: Worker, key: str) -> None:
-    result = shop.tasks.kept.delay(key, [0.3], 2)
+    result = shop.tasks.kept.delay(key, [0.3], 8)
     worker.await_event(key, "begin", 2)
     result.revoke()
     wait_until(lambda: worker.said(f"flagged as revoked: {result.id}"), 10, "it is known to be revoked")
     assert shop.tasks.kept.delay(key).get(timeout=WITHIN) is None
-    assert result.get(timeout=WITHIN) == f"{key} after 1"
+    worker.await_event(key, "end", 2)
+    assert worker.events(key, "end")[1]["error"] is None  # what is stored of it differs from Celery to Celery
 
 
 def test_a_retry_that_is_delivered_twice_goes_on_with_the_lock_once(shop: Shop, worker: Worker, key: str) -> None:
@@ -108,7 +109,7 @@ def test_a_retry_that_is_delivered_twice_goes_on_with_the_lock_once(shop: Shop, 
 
 
 def test_a_child_that_is_killed_in_its_second_attempt_leaves_no_lock(shop: Shop, worker: Worker, key: str) -> None:
-    shop.tasks.kept.delay(key, [0.3], 1.5)
+    shop.tasks.kept.delay(key, [0.3], 60)
     worker.await_event(key, "begin", 2)
     os.kill(worker.events(key, "begin")[1]["pid"], signal.SIGKILL)
     wait_until(lambda: holder(shop, f"kept:{key}") is None, 10, "the lock is free")

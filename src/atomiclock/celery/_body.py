@@ -95,10 +95,14 @@ class Run:
                 self._release(error)
 
     def _comes_again_perhaps(self, error: BaseException) -> bool:
-        """Whether that is decided around us, and matters to the lock."""
+        """Whether Celery has to say so, or has to store it, before the next attempt may have the lock.
+
+        What Celery (5.5) stores of this attempt would else replace the result of a next one that is quick.
+        """
         call, rules = self.call, self.attempt.rules
-        matters = call.inside and call.where is not Where.DIRECT and (rules.hold_on_retry or rules.min_hold)
-        return bool(matters) and may_come_again(call.task, error)
+        if call.where is Where.DIRECT or not (rules.hold_on_retry or rules.min_hold):
+            return False
+        return isinstance(error, Retry) or (call.inside and may_come_again(call.task, error))
 
     def _release(self, error: BaseException | None) -> None:
         held_for = clock() - self.begun
