@@ -50,7 +50,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Kill:
-    """The SIGKILL: which import it hit, when it was sent, when the child was seen dead."""
+    """The SIGKILL: which import it hit, when it was sent, when the child did nothing any more."""
 
     feed: str
     pid: int

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -96,20 +96,37 @@ def orderly_end() -> Iterator[threading.Event]:
 
 
 def kill_and_see_dead(pid: int, patience: float = 10.0) -> tuple[float, float]:
-    """SIGKILL one process that is not our child; returns when it was sent and when the process was seen dead."""
+    """SIGKILL one process that is not our child; returns when it was sent and when the process did nothing any more.
+
+    It is stopped first: what is seen only after the kill may be seen late on a busy machine, when another process has
+    taken over already, and would look as if both had run at once.
+    """
     try:
         process = os.pidfd_open(pid)
     except (AttributeError, OSError):  # no such call on this system, or not in this container
         return _kill_and_poll(pid, patience)
     try:
+        os.kill(pid, signal.SIGSTOP)
+        deadline = time.monotonic() + patience
+        while not _stands_still(pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
         sent = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         # Readable as soon as the process has ended, even while its parent has not asked yet.
         if not select.select([process], [], [], patience)[0]:
             raise TimeoutError(f"process {pid} outlived SIGKILL by {patience} s")
-        return sent, time.monotonic()
+        return sent, sent
     finally:
         os.close(process)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether all threads of the process are stopped, or gone."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # it has just ended
+            if thread.read_text().rpartition(")")[2].split()[0] not in "TZX":
+                return False
+    return True
 
 
 def _kill_and_poll(pid: int, patience: float) -> tuple[float, float]:
