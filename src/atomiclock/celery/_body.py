@@ -11,8 +11,8 @@ from celery.exceptions import Retry
 from celery.utils.log import get_task_logger
 
 from .._lease import must_release, note_on
-from .._manager import Lease
 from .._process import clock
+from .._sync_lease import Lease
 from ..errors import BackendUnavailable, LockError, LockLost
 from ._abort import abortable
 from ._conflicts import Where
