@@ -62,16 +62,20 @@ def warn_in_event_loop() -> None:
 
 
 def warn_if_thrown_away(instead: str) -> None:
-    """Warn if who drops the last reference is a statement that made a lock and did nothing with it.
+    """Say in the log if who drops the last reference is a statement that made a lock and did nothing with it.
 
-    To be called by `__del__`. A lock that was kept for later, and never used, is nobody's mistake.
+    To be called by `__del__`, where a warning that is an error would be lost. A lock that was kept for later, and never
+    used, is nobody's mistake.
     """
     try:
         frame = sys._getframe(2)
     except ValueError:  # the interpreter ends
         return
     if _throws_a_value_away(frame):
-        warnings.warn(f"this statement acquires nothing: {instead}", RuntimeWarning, stacklevel=3)
+        from logging import getLogger
+
+        where = (frame.f_code.co_filename, frame.f_lineno)
+        getLogger("atomiclock").warning("%s:%d: this statement acquires nothing: %s", *where, instead)
 
 
 def _throws_a_value_away(frame: FrameType) -> bool:
