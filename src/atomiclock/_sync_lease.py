@@ -35,8 +35,8 @@ class Lease(LeaseView):
 
     def __enter__(self) -> Lease:
         """The lease itself. Raises `NotHeld` or `LockLost` if it is not held any more."""
+        self._hold.entered = True  # first: who is interrupted from here on never gets to `__exit__`
         self._hold.require(self._hold.io.terms.clock())
-        self._hold.entered = True
         return self
 
     if not TYPE_CHECKING:  # a type checker says so itself
