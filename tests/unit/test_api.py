@@ -160,8 +160,8 @@ def test_a_bad_url_is_refused_where_it_is_written(url: str) -> None:
 
 
 def test_a_url_whose_driver_is_missing_is_refused_when_it_is_entered() -> None:
-    acquire_lock("late", "redis://127.0.0.1:1")
-    acquire_lock("late", "django://nowhere")
+    for url in ("redis://127.0.0.1:1", "django://nowhere"):
+        assert "(not entered)" in repr(acquire_lock("late", url))
 
 
 def test_an_acquired_lock_is_used_by_with_async_with_and_await() -> None:
