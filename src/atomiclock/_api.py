@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 
 from . import _options
-from ._hints import warn_if_thrown_away
+from ._hints import name_comes_first, refuse_a_template, refuse_to_decorate, warn_if_thrown_away
 from ._names import check_name
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, overrides
 from .errors import ConfigurationError, LockTimeout, NotHeld
@@ -56,7 +56,7 @@ def acquire_lock(
     arguments and URLs, is raised at once where it can be.
     """
     given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay)
-    _name_comes_first(name, url, "acquire_lock")
+    name_comes_first(name, url, "acquire_lock")
     _check_url(check_name(name), url)
     return Acquire(name, url, _checked(name, given))
 
@@ -78,21 +78,9 @@ def try_lock(
     The block is entered in both cases. Only `as lease` and a look at it tell which it is.
     """
     given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
-    _name_comes_first(name, url, "try_lock")
+    name_comes_first(name, url, "try_lock")
     _check_url(check_name(name), url)
     return Try(name, url, _checked(name, {**given, "timeout": 0}))
-
-
-def _name_comes_first(name: object, url: object, called: str) -> None:
-    """Raise `ConfigurationError` for what was surely meant in another place."""
-    if isinstance(url, (int, float)):
-        raise ConfigurationError(
-            f"after the name comes the URL, not {url!r}: give seconds by name, as in timeout={url!r}", name=str(name)
-        )
-    if callable(name):
-        raise ConfigurationError(f"{called} needs the lock's name: write @{called}('NAME') above the function")
-    if isinstance(url, str) and "://" in str(name) and "://" not in url:
-        raise ConfigurationError(f"the name comes first, then the URL: write {called}('NAME', 'redis://...')")
 
 
 def _check_url(name: str, url: object) -> None:
@@ -233,8 +221,8 @@ class Acquire(Generic[L, A]):
         from functools import wraps
 
         self._entered = []
-        _refuse_to_decorate(function)
-        _refuse_a_template(self._name, function)
+        refuse_to_decorate(function)
+        refuse_a_template(self._name, function)
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004  # not whether, but what it is
 
             @wraps(function)
@@ -276,36 +264,6 @@ class Try(Acquire["Lease | None", "AsyncLease | None"]):
             "try_lock does not decorate: what should a call do when the lock is held? "
             "Use acquire_lock(..., timeout=0), which raises LockTimeout then"
         )
-
-
-def _refuse_to_decorate(given: Any) -> None:
-    """Raise `ConfigurationError` for what is no function, or returns before its work is done."""
-    import inspect
-
-    advice = {classmethod: "put @classmethod above it", staticmethod: "put @staticmethod above it"}
-    advice |= {property: "put @property above it", type: "decorate its methods"}
-    kind = type if isinstance(given, type) else type(given)
-    if kind in advice or not callable(given):
-        more = f": {advice[kind]}" if kind in advice else ""
-        raise ConfigurationError(f"acquire_lock decorates a function, not {given!r}{more}")
-    if inspect.isgeneratorfunction(given) or inspect.isasyncgenfunction(given):
-        raise ConfigurationError(
-            f"{given.__qualname__} is a generator: it would be locked only until its first value is asked for; "
-            "use `with acquire_lock(...)` inside it"
-        )
-
-
-def _refuse_a_template(name: str, function: Any) -> None:
-    """Raise `ConfigurationError` for a name that would be filled in by `exclusive` of `atomiclock.celery`."""
-    import inspect
-
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    for argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ():
-        if f"{{{argument}}}" in name:
-            raise ConfigurationError(
-                f"the name {name!r} is taken as it is written, with each call the same: to lock by an argument, "
-                f"use `with acquire_lock(f{name!r}):` inside {function.__qualname__}"
-            )
 
 
 def _task() -> int:

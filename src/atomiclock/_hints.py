@@ -1,11 +1,11 @@
-"""What is said to who takes sync code for async code, or the other way round."""
+"""What is said of the mistakes that one makes at first: sync code for async, arguments in each other's place."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ._options import Options
 from .errors import ConfigurationError
@@ -59,6 +59,48 @@ def warn_in_event_loop() -> None:
         RuntimeWarning,
         stacklevel=_callers_level(),
     )
+
+
+def name_comes_first(name: object, url: object, called: str) -> None:
+    """Raise `ConfigurationError` for what was surely meant in another place."""
+    if isinstance(url, (int, float)):
+        raise ConfigurationError(
+            f"after the name comes the URL, not {url!r}: give seconds by name, as in timeout={url!r}", name=str(name)
+        )
+    if callable(name):
+        raise ConfigurationError(f"{called} needs the lock's name: write @{called}('NAME') above the function")
+    if isinstance(url, str) and "://" in str(name) and "://" not in url:
+        raise ConfigurationError(f"the name comes first, then the URL: write {called}('NAME', 'redis://...')")
+
+
+def refuse_to_decorate(given: Any) -> None:
+    """Raise `ConfigurationError` for what is no function, or returns before its work is done."""
+    import inspect
+
+    advice = {classmethod: "put @classmethod above it", staticmethod: "put @staticmethod above it"}
+    advice |= {property: "put @property above it", type: "decorate its methods"}
+    kind = type if isinstance(given, type) else type(given)
+    if kind in advice or not callable(given):
+        more = f": {advice[kind]}" if kind in advice else ""
+        raise ConfigurationError(f"acquire_lock decorates a function, not {given!r}{more}")
+    if inspect.isgeneratorfunction(given) or inspect.isasyncgenfunction(given):
+        raise ConfigurationError(
+            f"{given.__qualname__} is a generator: it would be locked only until its first value is asked for; "
+            "use `with acquire_lock(...)` inside it"
+        )
+
+
+def refuse_a_template(name: str, function: Any) -> None:
+    """Raise `ConfigurationError` for a name that would be filled in by `exclusive` of `atomiclock.celery`."""
+    import inspect
+
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    for argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ():
+        if f"{{{argument}}}" in name:
+            raise ConfigurationError(
+                f"the name {name!r} is taken as it is written, with each call the same: to lock by an argument, "
+                f"use `with acquire_lock(f{name!r}):` inside {function.__qualname__}"
+            )
 
 
 def warn_if_thrown_away(instead: str) -> None:
