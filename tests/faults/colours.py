@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from atomiclock import AsyncLockManager, LockManager
@@ -22,6 +23,9 @@ class Beat:
 
     def __init__(self) -> None:
         self.count = 0
+        self.asleep = 0
+        """Beats at which the thread `watched` did not want to run."""
+        self.watched: int | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="beat of the tests", daemon=True)
         self._thread.start()
@@ -29,6 +33,9 @@ class Beat:
     def _run(self) -> None:
         while not self._end.wait(BEAT):
             self.count += 1
+            if self.watched is not None:
+                stat = Path(f"/proc/self/task/{self.watched}/stat").read_text()
+                self.asleep += stat.rpartition(")")[2].split()[0] != "R"
 
     def stop(self) -> None:
         self._end.set()
@@ -43,7 +50,7 @@ class Face:
         self._closers: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beat = Beat()
-        self._ticks = [0, 0]  # the beat at the last tick, the most beats between two
+        self._ticks = [0, 0]  # for how many beats it had slept at the last tick, and at most between two
         if colour == "async":
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._serve, name="loop of the tests", daemon=True)
@@ -63,8 +70,11 @@ class Face:
         return self._beat.count * BEAT
 
     def longest_stall(self) -> float:
-        """Seconds for which the event loop did not turn, at the worst since the last call; 0 where there is none."""
-        now = self._beat.count
+        """Seconds for which the event loop slept and did not turn, at the worst since the last call; 0 without one.
+
+        While it works, to read a certificate for example, it is as slow as the machine.
+        """
+        now = self._beat.asleep
         (last, worst), self._ticks = self._ticks, [now, 0]
         return 0.0 if self._loop is None else max(worst, now - last) * BEAT
 
@@ -87,12 +97,12 @@ class Face:
     def close(self) -> None:
         for close in self._closers:
             close()
+        self._beat.stop()
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
             self._loop.close()
-        self._beat.stop()
 
     def _serve(self) -> None:
         assert self._loop is not None
@@ -101,10 +111,11 @@ class Face:
         self._loop.run_forever()
 
     async def _tick(self) -> None:
-        self._ticks = [self._beat.count, 0]
+        self._beat.watched = threading.get_native_id()
+        self._ticks = [self._beat.asleep, 0]
         while True:
             await asyncio.sleep(BEAT)
-            now = self._beat.count
+            now = self._beat.asleep
             self._ticks = [now, max(self._ticks[1], now - self._ticks[0])]
 
     async def _end(self) -> None:

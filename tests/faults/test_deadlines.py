@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from colours import BEAT, Face
+from colours import Face
 from proxy import Fault, Proxy
 from servers import RedisServer, free_port, wait_until
 from wire import nobody_accepts, wire_to
@@ -44,13 +44,13 @@ def ends_unavailable(face: Face, call: Callable[[], Any], at_most: float, at_lea
 def test_a_loop_that_is_blocked_is_noticed(face: Face) -> None:
     def block() -> None:
         since = face.clock()
-        while face.clock() - since < STALL:
-            time.sleep(0.01)
+        while face.clock() - since < 2 * STALL:
+            time.sleep(0.1)
 
     if face.colour == "async":
         face.longest_stall()
         face.call(block)
-        assert face.longest_stall() >= STALL - 2 * BEAT
+        assert face.longest_stall() >= STALL
 
 
 HANGS = {

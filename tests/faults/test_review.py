@@ -83,7 +83,7 @@ def test_no_lock_file_is_open_across_a_fork_so_the_parents_close_lets_nobody_in(
 
 
 def test_a_fork_waits_for_the_transactions_of_other_threads(tmp_path: Path) -> None:
-    assert int(run(FORK_WHILE_OTHERS_LOCK, f"sqlite:///{tmp_path}/locks.db")) > 10
+    assert int(run(FORK_WHILE_OTHERS_LOCK, f"sqlite:///{tmp_path}/locks.db")) > 2, "it went on"
 
 
 def test_connections_that_were_given_up_do_not_use_up_a_limit(redis_server: RedisServer) -> None:

@@ -26,6 +26,10 @@ ANY = (HOSTILE | st.text(min_size=1, max_size=400)).filter(bool)
 EXAMPLES = 60
 
 
+PATIENT = "?io_timeout=30"
+"""How long to wait for an answer: names are tried here, not deadlines."""
+
+
 class Store(NamedTuple):
     """A real store, and what is in it."""
 
@@ -47,11 +51,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     kind: str = request.param
     if kind == "redis":
         redis: RedisServer = request.getfixturevalue("redis_server")
-        return Store(redis.url, lambda: int(redis.command("DBSIZE")), 2)
+        return Store(f"{redis.url}{PATIENT}", lambda: int(redis.command("DBSIZE")), 2)
     if kind == "etcd":
         etcd: EtcdServer = request.getfixturevalue("etcd_server")
         client: etcd3.Etcd3Client = request.getfixturevalue("etcd_client")
-        return Store(etcd.url, lambda: len(list(client.get_all())), 1)
+        return Store(f"{etcd.url}{PATIENT}", lambda: len(list(client.get_all())), 1)
     if kind == "sqlite":
 
         def rows() -> int:
@@ -60,7 +64,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
         return Store(f"sqlite:///{tmp_path}/locks.db", rows, 1)
     memcached: MemcachedServer = request.getfixturevalue("memcached_server")
-    url = memcached.url + ("?protocol=classic" if "classic" in kind else "")
+    url = memcached.url + PATIENT + ("&protocol=classic" if "classic" in kind else "")
     return Store(url, lambda: len(memcached.keys()), 1)
 
 
