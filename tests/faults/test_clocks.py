@@ -157,7 +157,7 @@ def give_up(said):
     except LockTimeout:
         said["waited"] = time.monotonic() - begun
 
-held = locks.acquire("held", ttl=ttl)
+held = locks.acquire("held", ttl=2 * ttl)  # which is over before both steps are
 patient, impatient = {}, []
 waiter = threading.Thread(target=wait, args=(patient,))
 waiter.start()
