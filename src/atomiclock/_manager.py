@@ -185,10 +185,13 @@ class LockManager:
         try:
             seen = self._store.perform(Peek(hold.key, terms.clock() + terms.each))
             sent = terms.clock()
-            hold.claimed = seen is not None and seen.token == hold.token
-            if not hold.claimed or not self._extend_token(hold, sent + terms.each):
+            gone = NotHeld(f"the lock {hold.name!r} stands no more", name=hold.name)
+            if seen is None or seen.token != hold.token:
+                raise gone
+            hold.claimed = True
+            if not self._extend_token(hold, sent + terms.each):
                 hold.claimed = False
-                raise NotHeld(f"the lock {hold.name!r} stands no more", name=hold.name)
+                raise gone
             if not hold.granted(sent, terms.clock(), self._core.fence(seen.fence), repeated=True):
                 raise Unknown(f"it answered when the ttl of {hold.ttl:g} s was over")
             lease = Lease(hold, self)

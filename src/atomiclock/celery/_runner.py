@@ -225,9 +225,11 @@ class Attempt:
     def hand_on(self, lease: Lease | None) -> None:
         """The body's `retry()` publishes the request's headers: its patience begins anew, and it may have the lock."""
         request, rules = self.call.request, self.rules
+        if request is None:
+            return
         headers = getattr(request, "headers", None) or {}
         rest = {name: value for name, value in headers.items() if name != STATE}
-        if lease is not None and request is not None and (rules.hold_on_retry or rules.min_hold):
+        if lease is not None and (rules.hold_on_retry or rules.min_hold):
             request.headers = {**rest, STATE: {"kept": written(lease.token, request.retries + 1)}}
         elif STATE in headers:
             request.headers = rest
