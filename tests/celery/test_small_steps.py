@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app.task import Context
+from celery.exceptions import Ignore
 from celery.signals import task_postrun
 
 from atomiclock import LockManager
 from atomiclock.celery import LockedTask, exclusive
 from atomiclock.celery._board import Board
+from atomiclock.celery._conflicts import Where
 from atomiclock.celery._done import Done
 from atomiclock.celery._marks import Mark
 from atomiclock.celery._names import is_own
+from atomiclock.celery._rules import Rules
+from atomiclock.celery._runner import Attempt, Call
 from atomiclock.celery._supervisor import Supervisor
 
 
@@ -86,6 +91,42 @@ def test_marks_lie_beside_the_locks_that_they_belong_to(tmp_path: Path) -> None:
     marks = [Mark(LockManager(where), "next", "task:key", namespace, "1", "host") for where, namespace in places]
     assert [mark.put(30) for mark in marks] == [None] * 4
     assert [mark.remove() for mark in marks] == [True, True, False, True], "the third is the second"
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "taken by another call"])
+def test_a_delivery_that_comes_just_as_the_first_one_ends_runs_nothing_and_skips_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    url = f"sqlite:///{tmp_path}/locks.db"
+    app = Celery("twice", set_as_current=False)
+    app.conf.atomiclock_url = url
+
+    @app.task(name="twice", acks_late=True)
+    def twice() -> None: ...
+
+    request = Context(id="1", retries=0, hostname="h", headers={}, delivery_info={"redelivered": True})
+    body = pytest.fail
+    attempt = Attempt(Call(twice, "twice", "twice:x", Where.WORKER, request, body), Rules(url=url))
+    acquire = attempt.manager._acquire
+    others = LockManager(url)
+
+    def the_first_one_ends(hold: Any, timeout: Any) -> Any:
+        monkeypatch.setattr(attempt.manager, "_acquire", acquire)
+        attempt.earlier().put("1")
+        task_postrun.send(sender=None, task_id="1", task=None, args=(), kwargs={}, retval=None, state="SUCCESS")
+        held.append(others.acquire("twice:x", timeout=0) if taken else None)
+        return acquire(hold, timeout)
+
+    held: list[Any] = []
+    monkeypatch.setattr(attempt.manager, "_acquire", the_first_one_ends)
+    with pytest.raises(Ignore, match="an earlier delivery of this message has done it"):
+        attempt.lease()
+    assert len(held) == 1
+    if taken:
+        held[0].release()
+    assert others.holder("twice:x") is None
+    others.close()
+    app.close()
 
 
 def test_the_rules_of_one_call_travel_in_its_header_whatever_the_base() -> None:

@@ -15,7 +15,7 @@ from .._api import manager_for
 from .._hold import Hold
 from .._process import clock
 from .._sync_lease import Lease
-from ..errors import BackendRefused, BackendUnavailable, LockError, LockTimeout, NotHeld
+from ..errors import BackendRefused, BackendUnavailable, LockError, LockLost, LockTimeout, NotHeld
 from . import _done, _supply
 from ._abort import strike
 from ._body import Run
@@ -101,6 +101,7 @@ class Attempt:
         self.ttl: float = self.manager._core.options_for(call.name, given).ttl
         self.manager._core.options_for(call.name, {**given, "ttl": max(self.ttl, rules.min_hold)})  # can it be kept?
         self.line = _supply.Line(call, rules, self.ttl)
+        self._comes_again = False
 
     def lease(self) -> Lease | Result | None:
         """The lease; or what the call returns instead; or `None`: it shall run without.
@@ -108,8 +109,8 @@ class Attempt:
         Raises `Ignore` if the same message goes on in this one's place, `LockBusy`, or what the store's failure is.
         """
         try:
-            if self.call.late and self._may_have_come_before():
-                self._look_for_an_earlier_end()
+            self._comes_again = self.call.late and self._may_have_come_before()
+            self._look_for_an_earlier_end()
             try:
                 return self._taken_over() or self.acquire(0)
             except LockTimeout as busy:
@@ -145,12 +146,30 @@ class Attempt:
         begun = clock()
         with self.line.announced(hold):
             lease = get(hold)
+        try:
+            self._look_for_an_earlier_end()  # which left its mark before it released what we have got now
+        except BaseException:
+            self._give_back(lease)
+            raise
         self.tell("lock_acquired", fence=lease.fence, waited=clock() - begun)
         return lease
+
+    def _give_back(self, lease: Lease) -> None:
+        released = True
+        try:
+            lease.release()
+        except BackendUnavailable as error:
+            released = False
+            self.tell("backend_error", error=str(error), outcome="kept")
+        except LockLost:
+            pass  # nobody has used it
+        finally:
+            self.line.done(released)
 
     # It is held
 
     def _held_by(self, owner: str | None) -> Lease | Result:
+        self._look_for_an_earlier_end()  # whose lock somebody else may have got by now
         conflict = self._conflict(owner)
         todo = answer(self.rules, self.call.where, conflict, random.random())
         if isinstance(todo, Stand):
@@ -158,6 +177,7 @@ class Attempt:
                 return self.acquire(todo.seconds)
             except LockTimeout as busy:
                 owner, todo = busy.owner, todo.last
+                self._look_for_an_earlier_end()
         if isinstance(todo, Queue):
             todo = self._wait_behind(todo.countdown)
         return self._do(todo, conflict)
@@ -261,6 +281,8 @@ class Attempt:
         return bool(self.state.get("redelivered")) or not _done.says_redelivered(self.call.task.app.conf)
 
     def _look_for_an_earlier_end(self) -> None:
+        if not self._comes_again:
+            return
         state = self.earlier().state()
         if state == "none":
             return
