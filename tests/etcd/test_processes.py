@@ -23,6 +23,32 @@ def run_python(code: str, *arguments: str, seconds: float = 90) -> subprocess.Co
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
 
 
+GRPC_THREADS = """
+    import sys, threading, time
+    from atomiclock import LockManager
+    from atomiclock.backends import _etcd_link
+
+    def others():
+        return _etcd_link._states_of_others()
+
+    locks = LockManager(sys.argv[1], ttl=3)
+    for _ in range(20):
+        lease = locks.acquire("held")
+        lease.extend()
+        assert others(), "grpcio has threads of its own"
+        _etcd_link._before_fork()
+        left = others()
+        _etcd_link._mutex.release()
+        assert not left, left
+        lease.release()
+"""
+
+
+def test_a_fork_waits_until_the_threads_of_grpcio_have_ended(etcd_server: EtcdServer) -> None:
+    done = run_python(GRPC_THREADS, etcd_server.url)
+    assert done.returncode == 0, done.stderr
+
+
 FORKS = """
     import os, sys, threading, time, warnings
     from atomiclock import BackendUnavailable, LockManager

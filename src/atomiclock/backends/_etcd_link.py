@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -32,9 +33,10 @@ OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.http2.bdp_probe", 0),  # a ping for each reply, to find a window that our messages do not need (5 to 10 %)
 )
-SETTLING = 0.05
+SETTLING, LONGEST_SETTLING = 0.05, 1.0
 """Seconds that a fork leaves to grpcio's own threads to finish with connections that were just closed: they hold
-locks meanwhile, which nobody would open again in the child (without it 3 children of 200 hung; with it none)."""
+locks meanwhile, which nobody would open again in the child (without it 3 children of 200 hung). They end when the last
+connection is closed. Those that stay are others', and asleep by the first time; one that still runs is waited for."""
 
 _mutex = threading.RLock()
 _inside: set[object] = set()
@@ -59,8 +61,30 @@ def _before_fork() -> None:
     end = time.monotonic() + LEAVING
     while _inside and time.monotonic() < end:
         time.sleep(0.001)
-    if closed:
-        time.sleep(SETTLING)
+    _settle(SETTLING if closed else 0.0)  # without: what others have closed just now
+
+
+def _settle(asleep: float) -> None:
+    """Wait until grpcio's threads have ended, or for `asleep` seconds if all that are left are asleep."""
+    begun = time.monotonic()
+    while (states := _states_of_others()) and time.monotonic() < begun + LONGEST_SETTLING:
+        if time.monotonic() >= begun + asleep and states == {"S"}:
+            return
+        time.sleep(0.002)
+
+
+def _states_of_others() -> set[str]:
+    """What the threads that are not Python's do: S is asleep. As if they slept where the system does not tell."""
+    ours = {str(thread.native_id) for thread in threading.enumerate()} | {str(threading.get_native_id())}
+    states = set() if _TASKS.exists() else {"S"}
+    for task in _TASKS.glob("*"):
+        if task.name not in ours:
+            with suppress(OSError):  # it has ended meanwhile
+                states.add((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return states
+
+
+_TASKS = Path("/proc/self/task")
 
 
 def _close_all() -> bool:
