@@ -223,6 +223,8 @@ class Lines:
         if line is None:
             return
         with self._mutex:
+            if self._lines.get(hold.key) is not line:
+                return  # another release of the same came first, and others have begun a line since
             if line.passing is not None:
                 self._complete(line)
             if line.waiting:

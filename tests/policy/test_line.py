@@ -248,3 +248,34 @@ def test_an_interrupted_departure_is_made_up_for() -> None:
         assert hall.served(first), f"step {step}"
         hall.lines.leave(first.hold)
         assert not hall.lines._lines, f"step {step}"
+
+
+def test_two_threads_that_release_the_same_leave_the_line_of_others_alone() -> None:
+    hall = Hall()
+    front, second = hall.holder(renew=False), hall.hold()
+    behind: list[Any] = []
+
+    def first_of_the_two() -> None:
+        hall.lines.leave(front)
+        assert hall.lines.enter(second, Bell) is None
+        behind.append(hall.waiter())
+
+    hall.lines._mutex = Meanwhile(first_of_the_two)
+    hall.lines.leave(front)
+    hall.lines.leave(second)
+    assert hall.served(behind[0]), "else it waits for ever"
+
+
+class Meanwhile:
+    """A mutex for which, the first time, another thread is quicker."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def __enter__(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+
+    def __exit__(self, *_: object) -> None:
+        pass
