@@ -136,6 +136,8 @@ class AsyncLockManager:
 
     async def _acquire(self, hold: Hold, timeout: float | None) -> AsyncLease:
         """The lease of `hold`. Whatever is raised meanwhile, a cancellation too, leaves nothing behind."""
+        if hold.generation != _process.generation:
+            self._core.begin_anew(hold)
         lines = self._store.lines
         try:
             followed = await self._get(hold, timeout)

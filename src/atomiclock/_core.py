@@ -136,6 +136,13 @@ class Core:
         hold.handover = options.handover and self._hands_over
         return hold
 
+    def begin_anew(self, hold: Hold) -> None:
+        """Make an attempt of this process out of one whose coroutine was made before a fork: its twin has its token."""
+        hold.generation = _process.generation
+        hold.token = hold.grant = _process.new_token()
+        if hold.label is None:
+            hold.owner = default_owner()
+
     def ttl(self, ttl: float | None, hold: Hold) -> float | None:
         """A ttl for `extend()`, checked like that of an acquire."""
         if ttl is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from atomiclock import _process
+from atomiclock import AsyncLockManager, LockTimeout, _process
 
 
 def test_tokens_are_128_bits_in_hex_and_differ() -> None:
@@ -45,3 +48,42 @@ def test_a_forked_child_never_repeats_a_token_of_its_parent() -> None:
     ours = {_process.new_token() for _ in range(_process.STOCK)}
     assert len(theirs) == len(ours) == _process.STOCK
     assert not theirs & ours
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_call_that_is_made_before_a_fork_and_awaited_on_both_sides_excludes_them(tmp_path: Path) -> None:
+    acquiring = AsyncLockManager(f"sqlite:///{tmp_path}/locks.db").acquire("k", timeout=0)
+    start, go = os.pipe()
+    answer, say = os.pipe()
+    child = os.fork()
+    if not child:  # pragma: no cover
+        said = "nothing"
+        try:
+            os.read(start, 1)
+            said = asyncio.run(_entered(acquiring))
+        finally:
+            os.write(say, said.encode())
+            os._exit(0)
+
+    async def ask_the_child_meanwhile() -> str:
+        async with acquiring as lease:
+            assert lease
+            os.write(go, b"!")
+            return os.read(answer, 100).decode()
+
+    try:
+        assert asyncio.run(ask_the_child_meanwhile()) == "it is held"
+    finally:
+        os.write(go, b"!")  # also if we were not let in
+        os.waitpid(child, 0)
+        for end in (start, go, answer, say):
+            os.close(end)
+
+
+async def _entered(acquiring: Any) -> str:
+    try:
+        async with acquiring:
+            return "entered"
+    except LockTimeout:
+        return "it is held"
