@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import _observe, _plans, _process, _sync
 from ._core import Core, named, unavailable
 from ._hints import Missing, refuse_cancel, warn_in_event_loop
-from ._hold import HELD, LOST, Hold
+from ._hold import HELD, LOST, Hold, margin
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
 from ._sync_lease import Lease
 from ._sync_lock import ManagedLock
@@ -212,12 +212,18 @@ class LockManager:
         Raises `LockLost`, and `BackendUnavailable`: it then stands for `seconds`, or ends with the ttl it had. In no
         case does this process renew or remove it any more.
         """
-        hold.ttl, until = seconds, _process.clock() + self._core.terms.each
+        hold.ttl, begun = seconds, _process.clock()
+        until, end = begun + self._core.terms.each, begun + seconds - margin(seconds)
+        lost = hold.over(begun)
         try:
             # A renewal with the old ttl may be obeyed after us, as long as it is not answered.
             while hold.renewing not in (None, seconds) and _process.clock() < until:
                 time.sleep(0.001)
             self._extend(hold, seconds)
+        except LockLost:
+            if lost or hold.lost_reason == _plans.GONE or _process.clock() < end:
+                raise
+            hold.released(False, False)  # it was held until now, and stood until the answer came: that was long enough
         finally:
             _sync.keeper.discard(hold)
             if hold.state != LOST:

@@ -6,7 +6,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from servers import RedisServer
+from servers import RedisServer, wait_until
 
 from atomiclock import LockLost, LockManager, NotHeld
 from atomiclock._process import clock
@@ -72,6 +72,21 @@ def test_what_is_left_standing_is_taken_over_by_who_knows_its_token_and_renewed_
         assert first.holder("job") is None
         with pytest.raises(NotHeld):
             second._take_over(second._adopt("job", lease.token, {"ttl": 5}))
+
+
+def test_a_rest_that_is_over_before_the_store_has_answered_is_no_loss(redis_server: RedisServer) -> None:
+    told: list[object] = []
+    with LockManager(redis_server.url) as locks:
+        lease = locks.acquire("job", timeout=0, ttl=20, on_lost=told.append)
+        locks._leave_standing(lease._hold, 1e-6)
+        assert not lease
+        assert not lease.lost
+        wait_until(lambda: locks.holder("job") is None, 5, "it stands no longer")
+        expired = locks.acquire("job", timeout=0, ttl=0.05, renew=False)
+        wait_until(lambda: expired.lost, 5, "its ttl is over")
+        with pytest.raises(LockLost):
+            locks._leave_standing(expired._hold, 1e-6)
+    assert not told
 
 
 def test_what_was_lost_is_not_left_standing(redis_server: RedisServer) -> None:
