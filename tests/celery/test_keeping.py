@@ -14,7 +14,7 @@ from servers import wait_until
 
 from atomiclock import ConfigurationError, LockManager
 from atomiclock.backends import Holder
-from atomiclock.celery import exclusive
+from atomiclock.celery import LockedTask, exclusive
 
 WITHIN = 30
 TRANSPORT = SOON_AGAIN
@@ -178,6 +178,24 @@ def test_called_eagerly_or_directly_both_hold_as_well(eager: Celery) -> None:
     assert hourly(2) is None
     with LockManager(eager.conf.atomiclock_url) as locks:
         assert 40 < (locks.holder("hourly:2") or _NOBODY).remaining <= 50
+
+
+def test_a_retry_keeps_nothing_of_a_call_that_is_no_message_of_its_own(eager: Celery) -> None:
+    """The second lock of a task that has two, or a protected function that another task calls."""
+    ran = []
+
+    @eager.task(name="two", base=LockedTask, lock=exclusive("out-{x}", hold_on_retry=True), bind=True, max_retries=3)
+    @exclusive("in-{x}", hold_on_retry=True)
+    def two(self: Any, x: int) -> str:
+        ran.append(self.request.retries)
+        if not self.request.retries:
+            raise self.retry(countdown=60)
+        return "done"
+
+    assert two.delay(1).get() == "done"
+    assert ran == [0, 1]
+    with LockManager(eager.conf.atomiclock_url) as locks:
+        assert locks.holder("two:in-1") is None
 
 
 def test_both_are_settings_too_and_checked_like_the_others() -> None:

@@ -106,7 +106,8 @@ class Run:
 
     def _release(self, error: BaseException | None) -> None:
         held_for = clock() - self.begun
-        seconds = stays(self.attempt.rules, error, held_for, self.lease.ttl)
+        direct = self.call.where is Where.DIRECT
+        seconds = stays(self.attempt.rules, error, held_for, self.lease.ttl, direct)
         seconds = seconds if must_release(self.lease._hold) else 0.0
         released = seconds > 0  # then the main process has nothing to make sure of, whatever the store says
         try:

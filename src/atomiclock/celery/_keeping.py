@@ -35,12 +35,15 @@ def final(error: BaseException | None) -> bool:
     return error is None or (isinstance(error, Exception) and not isinstance(error, (Ignore, Reject)))
 
 
-def stays(rules: Rules, error: BaseException | None, held_for: float, ttl: float) -> float:
-    """Seconds for which the lock stands on, of a body that ended with `error` after `held_for` seconds."""
+def stays(rules: Rules, error: BaseException | None, held_for: float, ttl: float, direct: bool = False) -> float:
+    """Seconds for which the lock stands on, of a body that ended with `error` after `held_for` seconds.
+
+    What a `direct` call of the function has kept, nobody would know to go on with.
+    """
     if not final(error):
         return 0.0
     rest = max(0.0, rules.min_hold - held_for)
-    if rules.hold_on_retry and isinstance(error, Retry):
+    if rules.hold_on_retry and isinstance(error, Retry) and not direct:
         return max(rest, seconds_until(error.when) + ttl)
     return rest
 
