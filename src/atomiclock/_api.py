@@ -111,11 +111,13 @@ def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
 class Acquire(Generic[L, A]):
     """A lock that is taken when entered, by `with` or `async with`, or around each call of a decorated function."""
 
+    _entered: list[tuple[int, Any]] | None = None
+    """(thread, lease), innermost last; `None`: never used."""
+
     def __init__(self, name: str, url: str | None, given: dict[str, Any]) -> None:
         self._name = name
         self._url = url
         self._given = given
-        self._entered: list[tuple[int, Any]] | None = None  # (thread, lease), innermost last; `None`: never used
 
     def _none_if_busy(self) -> bool:
         return False
@@ -199,10 +201,12 @@ class Acquire(Generic[L, A]):
             await lease.__aexit__(kind, error, tb)
 
     def _enter(self, who: int, lease: Any) -> None:
-        if self._entered is None:
-            self._entered = [(who, lease)]
-        else:
-            self._entered.append((who, lease))
+        self._uses().append((who, lease))
+
+    def _uses(self) -> list[tuple[int, Any]]:
+        """Made at the first use, in one step: two threads may enter at once."""
+        uses: list[tuple[int, Any]] = self.__dict__.setdefault("_entered", [])
+        return uses
 
     def _leave(self, who: int) -> Any:
         entry = self._innermost(who)
@@ -220,7 +224,7 @@ class Acquire(Generic[L, A]):
         import inspect
         from functools import wraps
 
-        self._entered = []
+        self._uses()
         refuse_to_decorate(function)
         refuse_a_template(self._name, function)
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004  # not whether, but what it is

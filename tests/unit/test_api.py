@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -78,6 +80,36 @@ def test_one_call_may_be_entered_by_several_threads_and_again() -> None:
         thread.join(20)
     assert len(most) == 80
     assert set(most) == {1}
+
+
+def test_two_threads_whose_first_entries_meet_leave_with_their_own() -> None:
+    """One of them with `None`, as of `try_lock`: else it would take the other's lease, or leave it to nobody."""
+    package = inspect.getfile(acquire_lock)
+    for step in range(1, 100):
+        shared, left = try_lock("meet"), [step]
+
+        def meanwhile(frame: FrameType, event: str, _: Any, shared: Any = shared, left: list[int] = left) -> Any:
+            if frame.f_code.co_filename != package:
+                return None
+            frame.f_trace_opcodes = True
+            left[0] -= event == "opcode"
+            if left[0] == 0:
+                sys.settrace(None)
+                frame.f_trace = None
+                shared._enter(-1, None)
+            return meanwhile
+
+        before = sys.gettrace()
+        sys.settrace(meanwhile)
+        try:
+            shared._enter(-2, "lease")
+        finally:
+            sys.settrace(before)
+        if left[0] > 0:
+            break
+        assert sorted(shared._entered or ()) == [(-2, "lease"), (-1, None)], f"step {step}"
+    else:
+        pytest.fail("more steps than looked at")
 
 
 def test_a_decorated_function_holds_the_lock_during_each_call() -> None:
