@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,11 @@ def test_threads_that_take_tokens_at_once_never_get_the_same() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_never_repeats_a_token_of_its_parent() -> None:
+@pytest.mark.parametrize("fork", [lambda: os.fork(), lambda: ctypes.PyDLL(None).fork()], ids=["python", "c"])
+def test_a_forked_child_never_repeats_a_token_of_its_parent(fork: Callable[[], int]) -> None:
     _process.new_token()  # so that there is a stock
     reading, writing = os.pipe()
-    child = os.fork()
+    child = fork()
     if not child:
         os.write(writing, "".join(_process.new_token() for _ in range(_process.STOCK)).encode())
         os._exit(0)
