@@ -124,7 +124,7 @@ def acquire(
             raise
         if not isinstance(answer, Granted):
             hold.in_flight -= adds
-            busy = yield from attempt.refused(busy, answer, sent)
+            busy = attempt.refused(busy, answer, sent)
             continue
         late = attempt.take(answer, sent, waited=busy is not None)
         if hold.state == HELD:
@@ -172,8 +172,9 @@ class _Attempt:
 
     def wait(self, busy: Busy, now: float) -> Plan[Wait]:
         hold, terms = self.hold, self.terms
-        # The answer to a wait must be here before the deadline, so the store is told to end it a little before.
-        latest = self.deadline - 2 * self.latency - 0.005
+        # The answer to a wait must be here before the deadline, so the store is told to end it a little before: not by
+        # more than a quarter, since the first add may have had to connect.
+        latest = self.deadline - min(2 * self.latency, (self.deadline - now) / 4) - 0.005
         left = LONGEST_WAIT if busy.remaining is None else min(LONGEST_WAIT, busy.remaining)
         if hold.delay and terms.wait_adds:
             left = min(left, hold.ttl / 4)  # the grant's validity counts from here, and the store knows a longer ttl
@@ -185,11 +186,8 @@ class _Attempt:
         bound, ttl = min(until + terms.each, self.deadline), hold.ttl + hold.delay
         return Wait(hold.key, hold.token, self.begun, until, busy.signals, bound, hold.notes, ttl, hold.owner)
 
-    def refused(self, busy: Busy | None, answer: Busy | None, sent: float) -> Plan[Busy | None]:
-        """The store answered, and not with yes: what it said now.
-
-        Raises when that was the last chance, and not before its time.
-        """
+    def refused(self, busy: Busy | None, answer: Busy | None, sent: float) -> Busy | None:
+        """The store answered, and not with yes: what it said now. Raises when that was the last chance."""
         self.hold.waited = self.hold.waited or not self.once  # a store with queues has us in one now
         if self._patience is not None:
             self._patience.answered()
@@ -199,12 +197,8 @@ class _Attempt:
         now = self.terms.clock()
         if busy is None:
             self.latency = now - sent
-        # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned. If there is time
-        # for one it is made, although the last may have taken longer, which perhaps had to connect.
-        late = answer is None and now + self.latency >= self.deadline
-        if late and now < self.deadline:
-            yield Sleep(self.deadline)
-        if self.once or late:
+        # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned.
+        if self.once or (answer is None and now >= self.deadline):
             raise self._timed_out(answer or busy)
         return answer
 

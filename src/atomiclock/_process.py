@@ -19,9 +19,6 @@ else:
 
     clock = partial(time.clock_gettime, _boottime)
 
-STOCK = 32
-"""Tokens that are made at once."""
-
 generation = 0
 """Grows with every fork, so that a child knows at the price of a comparison that something is its parent's."""
 
@@ -57,30 +54,6 @@ def keep_for_ever(thing: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-_stock: tuple[int, list[str]] = 0, []
-"""Whose it is, and tokens: some at once, since to ask the kernel for random bits takes longer than for a number."""
-
-
-def _leave_no_stock() -> None:
-    global _stock
-    _stock = 0, []
-
-
-after_fork(_leave_no_stock)
-
-
 def new_token() -> str:
-    """128 random bits in hex, from the kernel: a forked child never repeats its parent's.
-
-    Nor does one that a program in C forked, such as uWSGI, which runs nothing of what `after_fork` was told.
-    """
-    global _stock
-    process, (owner, tokens) = os.getpid(), _stock
-    if owner == process:
-        try:
-            return tokens.pop()
-        except IndexError:
-            pass
-    bits = os.urandom(16 * STOCK).hex()
-    _stock = process, [bits[at : at + 32] for at in range(32, len(bits), 32)]
-    return bits[:32]
+    """128 random bits in hex, from the kernel each time: C code may fork, and both sides would have a stock of them."""
+    return os.urandom(16).hex()
