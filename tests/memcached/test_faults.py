@@ -42,6 +42,25 @@ def test_an_acquire_whose_reply_is_lost_ends_in_a_lease_that_the_server_confirms
     assert memcached_server.keys() == []
 
 
+def test_a_waiter_whose_reply_is_lost_looks_whether_it_has_the_lock(
+    make: Callable[..., Any], proxy: Proxy, memcached_server: MemcachedServer
+) -> None:
+    """It was refused many times before, and had no need to look each time by whom."""
+    released: list[float] = []
+    with LockManager(memcached_server.url) as others:
+        theirs = others.acquire("x", ttl=60)
+
+        def release() -> None:
+            theirs.release()
+            released.append(time.monotonic())
+
+        proxy.script(Fault("add", skip=12, reply="reset", before=release))
+        lease = make(proxy.url).acquire("x", ttl=60, timeout=30, renew=False)
+        assert time.monotonic() - released[0] < 2, "sooner than it would have looked anyway"
+        assert others.holder("x").token == lease.token
+        lease.release()
+
+
 @pytest.mark.parametrize("reply", LOST)
 @pytest.mark.parametrize("timeout", [0, 0.4])
 def test_an_acquire_that_never_hears_an_answer_leaves_nothing_behind(

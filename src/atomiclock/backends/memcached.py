@@ -43,8 +43,10 @@ LONGEST_OWNER = 200
 TRIES = 4
 """How often a version that changed under our hands is looked up, by a renewal of our own, or before 1.6.24 by a move
 of the item to another place in the server's memory."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.3
 """Seconds between a waiter's tries; an eighth of the time waited in between. Half more or less at random."""
+LOOK_AGAIN = 2.5
+"""Seconds for which a waiter who is refused again takes it to be by whom it was the last time, and does not look."""
 
 # What pymemcache and its like let through as a key: no white space, no zero byte, 250 bytes.
 _KEY = re.compile(rb"[^\0\t\n\v\f\r ]{1,250}")
@@ -59,6 +61,20 @@ class Place(NamedTuple):
     cas: int
     fence: int
     owner: bytes
+
+
+class Seen(NamedTuple):
+    """Who refused a waiter the last time, and when that was looked up."""
+
+    busy: Busy
+    at: float
+
+    def now(self) -> Busy | None:
+        """The same now, or `None` if it is time to look."""
+        age, left = _process.clock() - self.at, self.busy.remaining
+        if age > LOOK_AGAIN or (left is not None and left <= age):
+            return None
+        return self.busy if left is None else self.busy._replace(remaining=left - age)
 
 
 class ServerFacts(NamedTuple):
@@ -123,6 +139,8 @@ class MemcachedBackend:
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
         key, token, owner = self._key(ask.key), _token(ask.token), _owner(ask.owner)
+        # Not there while an answer is awaited: if that is lost, it may be our own token that refuses us the next time.
+        seen: Seen | None = ask.notes.pop("seen", None) if ask.notes else None
         for _ in range(TRIES):
             sent = _process.clock()
             reply = yield Put(key, token, 0, owner, ask.ttl)
@@ -135,12 +153,15 @@ class MemcachedBackend:
                     raise Unknown(GONE)
                 _note(ask.notes, place)
                 return Granted(place.fence)
-            found = (yield from self._instead(key, token, reply)) or _checked((yield Look(key)))
+            found = yield from self._instead(key, token, reply)
+            if found is None and seen is not None and (busy := seen.now()) is not None:
+                return _refused(ask, seen, busy)
+            found = found or _checked((yield Look(key)))
             if found is None:
                 continue  # gone meanwhile
             if _token_of(found) != token:
-                parts = found.parts
-                return Busy(found.remaining, parts[3].decode("utf-8", "replace") if parts else None, signals=False)
+                busy = Busy(found.remaining, found.parts and found.parts[3].decode("utf-8", "replace"), signals=False)
+                return _refused(ask, Seen(busy, _process.clock()), busy)
             place = yield from self._extended(key, token, ask.ttl, _place(found))
             if place is not None:  # ours, from an add whose reply was lost
                 _note(ask.notes, place)
@@ -307,6 +328,13 @@ def _token_of(found: Found) -> bytes:
 def _place(found: Found) -> Place:
     _, fence, _, owner = found.parts or (b"", 0, 0, b"")
     return Place(found.life, found.cas, fence or found.life * LIFE + found.cas, owner)
+
+
+def _refused(ask: Add, seen: Seen, busy: Busy) -> Busy:
+    """`busy`, while the next try of a waiter is told what was `seen`."""
+    if ask.waiting and ask.notes is not None:
+        ask.notes["seen"] = seen
+    return busy
 
 
 def _noted(notes: Notes | None) -> Place | None:
