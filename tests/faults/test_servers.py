@@ -15,7 +15,7 @@ from colours import Face
 from servers import MemcachedServer, RedisServer, wait_until
 from wire import wire_to
 
-from atomiclock import LockLost
+from atomiclock import BackendUnavailable, LockLost
 
 KEY = "atomiclock:x"
 SLACK = 1.5
@@ -45,6 +45,39 @@ def test_a_replica_without_the_lock_that_is_promoted_lets_in_another_with_a_high
                 lease.release()
             assert replica.command("GET", KEY) == second.token
             second.release()
+    finally:
+        primary.stop()
+        replica.stop()
+
+
+def test_a_lock_counts_only_when_as_many_replicas_have_it_as_must(face: Face, tmp_path: Path) -> None:
+    (tmp_path / "replica").mkdir()
+    primary = RedisServer(tmp_path).start()
+    replica = RedisServer(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}").start()
+    try:
+        wait_until(lambda: "master_link_status:up" in replica.command("INFO", "replication"), 10)
+        locks, others = (face.manager(f"{primary.url}?replicas=1") for _ in range(2))
+        lease = locks.acquire("x", ttl=30, timeout=10)
+        assert replica.command("GET", KEY) == lease.token
+        lease.extend(60)
+        assert int(replica.command("PTTL", KEY)) > 50_000
+        assert others.try_acquire("x") is None
+        second: list[Any] = []
+        waiter = threading.Thread(target=lambda: second.append(others.acquire("x", ttl=60, timeout=30)))
+        waiter.start()
+        wait_until(lambda: primary.command("EXISTS", "{atomiclock:x}:waiting") == "1", 10)
+        lease.release()
+        waiter.join()
+        assert replica.command("GET", KEY) == second[0].token
+        replica.command("REPLICAOF", "127.0.0.1", "1")  # it hears no more of the primary
+        with pytest.raises(BackendUnavailable, match="0 replicas have it, where replicas=1 must"):
+            locks.try_acquire("y")
+        with pytest.raises(BackendUnavailable):
+            locks.acquire("y", timeout=1.5)
+        wait_until(lambda: primary.command("EXISTS", "atomiclock:y") == "0", 10, "it is taken back")
+        with pytest.raises(BackendUnavailable):
+            second[0].extend()
+        second[0].release()
     finally:
         primary.stop()
         replica.stop()

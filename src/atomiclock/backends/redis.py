@@ -33,7 +33,7 @@ from ._redis_dial import NOT_OURS, async_dial, dial
 from ._redis_errors import checked, refuses
 from ._redis_scripts import ADD, EXTEND, PEEK, REMOVE, has_lock, keys_of
 from ._resp import ServerError, bulk
-from ._wire import NO_ROOM, Blocking, Nap
+from ._wire import NO_ROOM, Blocking, Nap, Several
 from ._wire_pool import WireChannel
 from ._wire_tasks import AsyncWireChannel
 
@@ -47,7 +47,7 @@ WAKE = 5.0
 FOREIGN_POLL = 0.1
 """Seconds between tries while the holder is other software, whose release wakes nobody."""
 BLPOP_LATE = 0.1
-"""Seconds by which an idle server ends a BLPOP late: it looks at its clock 10 times a second (measured, 7.0)."""
+"""Seconds by which an idle server ends a BLPOP or a WAIT late: it looks at its clock ten times a second (7.0)."""
 CROWDED = (0.025, 0.5)
 """Seconds between tries, from the first to the last, while all connections that may wait at the server do so."""
 GIVEN_WAY = 0.2
@@ -101,6 +101,11 @@ def _removal(in_flight: int) -> bytes:
     return bulk(b"%d" % in_flight) + bulk(b"%d" % milliseconds(TOMBSTONE)) + bulk(b"%d" % milliseconds(WAKE))
 
 
+def _to_extend(ask: Add | Wait | Extend) -> bytes:
+    """The keys and arguments of `EXTEND`."""
+    return keys_of(ask.key).pair + bulk(ask.token.encode()) + bulk(b"%d" % milliseconds(ask.ttl))
+
+
 def _added(reply: Any) -> Granted | Busy:
     if type(reply) is bytes:
         return Granted(int(reply))
@@ -116,7 +121,7 @@ def _added(reply: Any) -> Granted | Busy:
 class RedisBackend:
     """Locks on one Redis or Valkey server."""
 
-    wait_adds = pipelines = True
+    wait_adds = True
 
     traits = Traits(
         scope="network",
@@ -129,10 +134,12 @@ class RedisBackend:
     )
 
     def __init__(
-        self, classes: tuple[Any, ...], kwargs: dict[str, Any], place: str, request_bound: float = 3.0
+        self, classes: tuple[Any, ...], kwargs: dict[str, Any], place: str, bound: float = 3.0, replicas: int = 0
     ) -> None:
         self.place = place
-        self.request_bound = request_bound
+        self.request_bound = bound
+        self._replicas = replicas  # that must have a lock before it counts as acquired or extended
+        self.pipelines = not replicas
         self._contended: dict[str, float] = {}  # keys whose release has just woken a waiter, and when
         self._classes = classes  # redis-py's connection for threads and for tasks
         self._kwargs = kwargs
@@ -140,8 +147,9 @@ class RedisBackend:
     @classmethod
     def from_url(cls, url: URL) -> RedisBackend:
         options = url.take(
-            db=_database, io_timeout=bound_from_text, ssl_ca_certs=_text, ssl_certfile=_text, ssl_keyfile=_text
-        )
+            db=_database, io_timeout=bound_from_text, replicas=_count,
+            ssl_ca_certs=_text, ssl_certfile=_text, ssl_keyfile=_text,
+        )  # fmt: skip
         if url.host is None and url.scheme != "redis+unix":
             raise ConfigurationError(f"{url.scheme}:// needs a host, as in {url.scheme}://localhost:6379/0")
         if url.port == 0:
@@ -149,7 +157,7 @@ class RedisBackend:
         if "," in url.netloc:
             raise ConfigurationError(f"{url.scheme}:// takes one server: a lock must live on one")
         kwargs: dict[str, Any] = {"username": url.username, "password": url.password, **options}
-        bound = kwargs.pop("io_timeout", 3.0)
+        bound, replicas = kwargs.pop("io_timeout", 3.0), kwargs.pop("replicas", 0)
         tls = url.scheme in ("rediss", "valkeys")
         if not tls and any(key.startswith("ssl_") for key in kwargs):
             raise ConfigurationError(f"ssl_* options need rediss:// or valkeys://, not {url.scheme}://")
@@ -158,7 +166,7 @@ class RedisBackend:
                 raise ConfigurationError("redis+unix:// needs the socket's absolute path: redis+unix:///run/redis.sock")
             kwargs["path"] = url.path
             pair: tuple[Any, ...] = (redis.UnixDomainSocketConnection, redis.asyncio.UnixDomainSocketConnection)
-            return cls(pair, kwargs, f"redis+unix://{url.path}", bound)
+            return cls(pair, kwargs, f"redis+unix://{url.path}", bound, replicas)
         if tls:
             kwargs["ssl_check_hostname"] = True  # which redis-py 5 does not do by itself
         if url.path.strip("/"):
@@ -167,7 +175,7 @@ class RedisBackend:
         pair = (
             (redis.SSLConnection, redis.asyncio.SSLConnection) if tls else (redis.Connection, redis.asyncio.Connection)
         )
-        return cls(pair, kwargs, mask(f"{url.scheme}://{url.netloc}{url.path}"), bound)
+        return cls(pair, kwargs, mask(f"{url.scheme}://{url.netloc}{url.path}"), bound, replicas)
 
     @classmethod
     def from_client(cls, client: Any, colour: str) -> RedisBackend:
@@ -190,7 +198,38 @@ class RedisBackend:
             return Busy(GIVEN_WAY)
         rest = _to_add(ask, ask.waiting)
         reply = yield ADD.short + rest
-        return _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
+        answer = _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
+        return (yield from self._confirmed(ask, answer)) if self._replicas else answer
+
+    def _confirmed(self, ask: Add | Wait, answer: Granted | Busy) -> Steps[Granted | Busy]:
+        """`answer`, if it is no grant or enough replicas have it. Else it is taken back, and `Unknown` raised."""
+        if not self._replicas or type(answer) is not Granted:
+            return answer
+        kept, copies = yield from self._extended(ask)
+        if not kept:
+            raise Unknown("it was gone as soon as it was added", sent=False)
+        if copies < self._replicas:
+            yield from self.remove(Remove(ask.key, ask.token, 0, ask.deadline, ask.notes))
+            raise Unknown(self._too_few(copies), sent=False)
+        return answer
+
+    def _extended(self, ask: Add | Wait | Extend) -> Steps[tuple[bool, int]]:
+        """Whether the token has the key, which then lives for its ttl from now, and how many replicas know it.
+
+        WAIT counts those that have all that its own connection wrote, and so what was written before, by any.
+        """
+        rest = _to_extend(ask)
+        while True:
+            left = ask.deadline - _process.clock()
+            wait = milliseconds(max(0.001, left / 2 - BLPOP_LATE))  # and as long to take it back
+            told = b"*3\r\n" + bulk(b"WAIT") + bulk(b"%d" % self._replicas) + bulk(b"%d" % wait)
+            reply, copies = yield Several.of([EXTEND.short + rest, told])
+            if type(reply) is not ServerError:
+                return reply == 1, int(checked(copies))
+            yield from EXTEND.instead(reply, rest)  # it knows the script from now on
+
+    def _too_few(self, copies: int) -> str:
+        return f"{copies} replicas have it, where replicas={self._replicas} must: is their link up?"
 
     def _just_left_to_another(self, ask: Add) -> bool:
         """Whether our own release has just woken a waiter: it is the other's turn, so there is no point in asking."""
@@ -210,7 +249,12 @@ class RedisBackend:
         return bool(reply & 1)
 
     def extend(self, ask: Extend) -> Steps[bool]:
-        rest = keys_of(ask.key).pair + bulk(ask.token.encode()) + bulk(b"%d" % milliseconds(ask.ttl))
+        if self._replicas:
+            kept, copies = yield from self._extended(ask)
+            if kept and copies < self._replicas:
+                raise Unknown(self._too_few(copies))
+            return kept
+        rest = _to_extend(ask)
         reply = yield EXTEND.short + rest
         if type(reply) is ServerError:
             reply = yield from EXTEND.instead(reply, rest)
@@ -244,12 +288,13 @@ class RedisBackend:
                     reply = yield from ADD.instead(reply, rest)
                 if type(woken) is ServerError and not has_lock(reply):  # else nothing matters that was wrong before
                     checked(woken)
-                return _added(reply)
+                return (yield from self._confirmed(ask, _added(reply)))
         pause = BLPOP_LATE / 4 if left <= 0 else max(CROWDED[0], min(CROWDED[1], (now - ask.since) / 8))
         yield Nap(min(until, now + pause * (0.5 + random.random())))
         rest = _to_add(ask, True)
         reply = yield ADD.short + rest
-        return _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
+        answer = _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
+        return (yield from self._confirmed(ask, answer))
 
     def channel(self) -> Channel:
         opens = dial(self._classes[0], self._kwargs, self.request_bound, self.place)
@@ -269,6 +314,12 @@ def _fit(reply: Any) -> bool:
 
 def _text(_: str, text: str) -> str:
     return text
+
+
+def _count(key: str, text: str) -> int:
+    if not text.isdecimal() or not text.isascii() or len(text) > 3:
+        raise ConfigurationError(f"{key}={text} is not how many replicas must have a lock: write {key}=1")
+    return int(text)
 
 
 def _database(_: str, text: str) -> int:
