@@ -18,7 +18,7 @@ import pytest
 from tally import chosen
 
 import atomiclock
-from atomiclock import LockLost, LockManager, NotHeld
+from atomiclock import Lease, LockLost, LockManager, NotHeld
 
 SOURCE = str(Path(atomiclock.__file__).parents[1])
 FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -127,6 +127,14 @@ def test_waiter_notices_at_once_that_the_holder_on_its_machine_was_killed(tmp_pa
     locks.close()
 
 
+def is_untouched(lease: Lease, locks: LockManager) -> None:
+    time.sleep(0.7)  # a renewal of the other would have come by now
+    lease.check()
+    holder = locks.holder("x")
+    assert holder is not None
+    assert holder.token == lease.token
+
+
 def test_holder_that_was_stopped_past_its_ttl_knows_at_once_and_touches_nobody(any_url: str) -> None:
     locks = LockManager(any_url)
     with child(HOLD_AND_TELL, any_url, 1) as process:
@@ -138,11 +146,7 @@ def test_holder_that_was_stopped_past_its_ttl_knows_at_once_and_touches_nobody(a
         process.stdin.write("release\n")
         process.stdin.flush()
         assert line_of(process) == "False lost"
-        time.sleep(0.7)  # a renewal of the other would have come by now
-        lease.check()
-        holder = locks.holder("x")
-        assert holder is not None
-        assert holder.token == lease.token
+        is_untouched(lease, locks)
     lease.release()
     locks.close()
 
@@ -190,11 +194,7 @@ def test_holder_that_cannot_run_past_its_ttl_knows_at_once_and_touches_nobody_wh
             process.stdin.write("x")
             process.stdin.flush()
             assert line_of(process) == "False lost"
-            time.sleep(0.7)  # a renewal of the other would have come by now
-            lease.check()
-            holder = locks.holder("x")
-            assert holder is not None
-            assert holder.token == lease.token
+            is_untouched(lease, locks)
 
 
 WAIT = """

@@ -61,13 +61,16 @@ def _before_fork() -> None:
     end = time.monotonic() + LEAVING
     while _inside and time.monotonic() < end:
         time.sleep(0.001)
-    _settle(SETTLING if closed else 0.0)  # without: what others have closed just now
+    if closed:
+        _settle(SETTLING, LONGEST_SETTLING)
+    else:  # what was closed by others, just now
+        _settle(0.0, SETTLING)
 
 
-def _settle(asleep: float) -> None:
-    """Wait until grpcio's threads have ended, or for `asleep` seconds if all that are left are asleep."""
+def _settle(asleep: float, longest: float) -> None:
+    """Wait until grpcio's threads have ended: for `asleep` seconds if all that are left are asleep, else `longest`."""
     begun = time.monotonic()
-    while (states := _states_of_others()) and time.monotonic() < begun + LONGEST_SETTLING:
+    while (states := _states_of_others()) and time.monotonic() < begun + longest:
         if time.monotonic() >= begun + asleep and states == {"S"}:
             return
         time.sleep(0.002)
