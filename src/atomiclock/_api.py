@@ -90,10 +90,13 @@ def _check_url(name: str, url: object) -> None:
     """
     if not isinstance(url, str) or url in _managers or url in _async_managers:
         return
-    from ._registry import check  # loads urllib.parse: only who says a URL pays
+    from ._process import loading
 
     try:
-        check(url)
+        with loading:
+            from ._registry import check  # loads urllib.parse: only who says a URL pays
+
+            check(url)
     except ConfigurationError as error:
         error.name = name
         raise
@@ -282,17 +285,25 @@ _async_managers: dict[str, AsyncLockManager] = {}
 
 def manager_for(url: str | None) -> LockManager:
     """This process's manager for `url`, made at its first use."""
-    from ._manager import LockManager
-
     key = _options.configured_url() if url is None else url
     manager = _managers.get(key) if isinstance(key, str) else None
-    return manager if manager is not None else _managers.setdefault(key, LockManager(key))
+    if manager is None:
+        from ._process import loading
+
+        with loading:
+            from ._manager import LockManager
+        manager = _managers.setdefault(key, LockManager(key))
+    return manager
 
 
 def async_manager_for(url: str | None) -> AsyncLockManager:
     """The same for async code: one for all event loops, each with its own connections behind it."""
-    from ._async_manager import AsyncLockManager
-
     key = _options.configured_url() if url is None else url
     manager = _async_managers.get(key) if isinstance(key, str) else None
-    return manager if manager is not None else _async_managers.setdefault(key, AsyncLockManager(key))
+    if manager is None:
+        from ._process import loading
+
+        with loading:
+            from ._async_manager import AsyncLockManager
+        manager = _async_managers.setdefault(key, AsyncLockManager(key))
+    return manager

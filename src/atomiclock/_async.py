@@ -71,7 +71,8 @@ class AsyncStore:
 
     async def _open(self) -> AsyncChannel:
         self._verbs = verbs_of(self.backend)
-        channel = self._channels.put(self.backend.async_channel())
+        with _process.loading:  # of the driver
+            channel = self._channels.put(self.backend.async_channel())
         await at_loop_end(channel.close)
         return channel
 

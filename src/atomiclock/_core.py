@@ -57,14 +57,15 @@ class Core:
             url, client = None, url
         if url is not None and client is not None:
             raise ConfigurationError("give a URL or a client, not both")
-        from . import _registry  # at import time nobody needs a backend
-
         in_url: dict[str, Any] = {}
-        if client is not None:
-            self.backend: Backend = _registry.backend_of(client, colour)
-        else:
-            text = _options.configured_url() if url is None else url
-            self.backend, in_url = _registry.backend_for(text)
+        with _process.loading:
+            from . import _registry  # at import time nobody needs a backend
+
+            if client is not None:
+                self.backend: Backend = _registry.backend_of(client, colour)
+            else:
+                text = _options.configured_url() if url is None else url
+                self.backend, in_url = _registry.backend_for(text)
         passed = {key: value for key, value in given.items() if type(value) is not Default}
         self._given = {**in_url, **passed}
         self._options = Options()

@@ -56,7 +56,10 @@ _short_key_of = lru_cache(maxsize=256)(_key_of)
 
 def digest(text: str) -> str:
     """128 bits of `text` in hex, the same in every process and version. Lone surrogates are legal in a str."""
-    from hashlib import blake2b  # OpenSSL takes milliseconds to load: only names that need it pay
+    from ._process import loading
+
+    with loading:
+        from hashlib import blake2b  # OpenSSL takes milliseconds to load: only names that need it pay
 
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

@@ -244,9 +244,12 @@ def configure(
         if given_url is not None and not isinstance(given_url, str):
             raise ConfigurationError(f"configure(url=...) takes a URL such as 'redis://localhost', not {given_url!r}")
         if given_url is not None:
-            from ._registry import check  # loads urllib.parse: only who says a URL pays
+            from ._process import loading
 
-            check(given_url)
+            with loading:
+                from ._registry import check  # loads urllib.parse: only who says a URL pays
+
+                check(given_url)
         changed["url"] = given_url
     _configured.update(changed)
     version += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging  # noqa: F401  # before we register: what is registered later comes sooner ahead of a fork, see `loading`
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,19 +34,52 @@ def after_fork(reset: Callable[[], None]) -> None:
 
 def around_fork(before: Callable[[], None], after: Callable[[], None]) -> None:
     """Call `before` ahead of every fork, and `after` when it is done, in the parent and in the child."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
+    _around_fork.append((before, after))
+
+
+_around_fork: list[tuple[Callable[[], None], Callable[[], None]]] = []
+_pending: list[Callable[[], None]] = []
+"""What to call when the fork under way is done."""
+
+loading = threading.RLock()
+"""Held by whoever imports a module inside a function, and by whoever forks. Python's own lock of a module that a thread
+of the parent is importing stays shut in the child: who needs the module there would wait for ever. It has to be ours
+before logging's own lock is taken for the fork, since many a module makes a logger while it is loaded."""
+
+
+def _before() -> None:
+    try:
+        loading.acquire()  # before the rest is read: a module that is being loaded may have its word to say about forks
+    finally:
+        pairs = _around_fork[::-1]
+        _pending[:] = [after for _, after in pairs]
+        _call_all([before for before, _ in pairs])
+
+
+def _after() -> None:
+    _call_all([*_pending[::-1], loading.release])
+
+
+def _call_all(calls: list[Callable[[], None]]) -> None:
+    """Call each, whatever another raises: even a signal's exception must leave no gate open."""
+    failed: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except BaseException as error:
+            failed = error
+    if failed is not None:
+        raise failed  # to the interpreter, which reports it and goes on
 
 
 def _in_child() -> None:
     global generation
     generation += 1
-    for reset in _after_fork:
-        reset()
+    _call_all([*_after_fork, _after])
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
 
 
 def keep_for_ever(thing: Any) -> None:

@@ -69,7 +69,8 @@ class Store:
     def _open(self) -> None:
         """Begin anew. Connections of a parent are left alone: to close them could be heard at the other end."""
         self._verbs = verbs_of(self.backend)
-        self._channel, self._generation = self.backend.channel(), _process.generation
+        with _process.loading:  # of the driver
+            self._channel, self._generation = self.backend.channel(), _process.generation
 
     def perform_all(self, asks: list[Any]) -> list[Any]:
         """The answer to each of `asks`, or `Unknown`, in one round trip. All have the same deadline."""

@@ -111,6 +111,17 @@ def test_prefork_on_etcd(celery_redis: RedisServer, etcd_server: EtcdServer, tmp
         a_killed_child(shop, worker, f"{key}k")
 
 
+def test_prefork_on_etcd_with_children_of_one_task_each(
+    celery_redis: RedisServer, etcd_server: EtcdServer, tmp_path: Path, key: str
+) -> None:
+    """Each task is the first in its process, which was forked from one with a thread that may just use etcd."""
+    celery_redis.command("FLUSHALL")
+    env = on_redis(celery_redis, LOCKS=etcd_server.url, SETTINGS='{"worker_max_tasks_per_child": 1}')
+    with opened(tmp_path, env, children=2) as (shop, worker):
+        story(shop, worker, key, children_of_one_task=True)
+        a_killed_child(shop, worker, f"{key}k")
+
+
 def test_prefork_on_sqlite_with_the_filesystem_broker_and_children_of_one_task_each(tmp_path: Path, key: str) -> None:
     for folder in ("queue", "control", "processed", "results"):
         (tmp_path / folder).mkdir()

@@ -12,7 +12,7 @@ from servers import EtcdServer, wait_until
 
 from atomiclock import LockLost, LockManager, _process
 from atomiclock.backends import Add, Extend, Remove, Unknown, clock
-from atomiclock.backends._etcd_recipe import GRANT, KEEP_ALIVE, REVOKE, TXN, Attempt, KeepAlive, Watch, lease_of
+from atomiclock.backends._etcd_recipe import GRANT, KEEP_ALIVE, RANGE, REVOKE, TXN, Attempt, KeepAlive, Watch, lease_of
 from atomiclock.backends._etcd_spares import Spares
 from atomiclock.backends._etcd_target import Target
 from atomiclock.backends._etcd_wire import encode
@@ -71,6 +71,15 @@ def test_what_was_given_back_cleanly_serves_the_next(script: Script) -> None:
     script.add(token="cd" * 16)
     assert script.asked == [GRANT, TXN], "nobody shares it"
     assert other["own"] != script.notes["own"]
+
+
+def test_a_remove_in_vain_ends_no_lease_of_another_process_with_the_same_token(script: Script) -> None:
+    """Such tokens follow from a task's id: one delivery looks for a mark that another is about to put."""
+    nothing, none_there = {**HEADER}, {**HEADER}
+    script.run(Remove("k", "ab" * 16, 0, clock() + 5, None), nothing, none_there)
+    assert script.asked == [RANGE, TXN]
+    script.run(Remove("k", "ab" * 16, 1, clock() + 5, None), nothing, none_there)
+    assert script.asked == [RANGE, TXN, REVOKE], "an add of its own may be on its way"
 
 
 @pytest.mark.parametrize("reply", [Unknown("no answer"), Unknown("not sent", sent=False)])

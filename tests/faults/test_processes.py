@@ -384,6 +384,74 @@ def test_fork_in_the_middle_of_renewals_leaves_both_sides_working(url: str) -> N
     locks.close()
 
 
+FORKED_WHILE_THE_DRIVER_LOADS = """
+import os, sys, threading, time
+from importlib.abc import MetaPathFinder
+from atomiclock import LockManager
+
+loading = threading.Event()
+
+class Slow(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if threading.current_thread() is not threading.main_thread() and not loading.is_set():
+            loading.set()
+            time.sleep(0.5)
+
+sys.meta_path.insert(0, Slow())
+if sys.argv[2] == "open":  # all but what the first request loads
+    locks = LockManager(sys.argv[1])
+def use(name):
+    with (locks if sys.argv[2] == "open" else LockManager(sys.argv[1])) as mine:
+        mine.acquire(name, timeout=5).release()
+thread = threading.Thread(target=use, args=("parent",))
+thread.start()
+print("loading" if loading.wait(3) else "loaded", flush=True)
+child = os.fork()
+if child == 0:
+    use("child")
+    os._exit(0)
+thread.join()
+end = time.monotonic() + 8
+while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+    time.sleep(0.01)
+os.kill(child, 9) if done[0] == 0 else None
+print("hangs" if done[0] == 0 else done[1], flush=True)
+"""
+
+
+@pytest.mark.parametrize("begins", ["manager", "open"])
+def test_fork_while_a_thread_loads_the_driver_lets_the_child_load_it_too(any_url: str, begins: str) -> None:
+    with child(FORKED_WHILE_THE_DRIVER_LOADS, any_url, begins) as process:
+        began = line_of(process)
+        assert line_of(process) == "0"
+    if begins == "manager" or any_url.startswith("etcd"):
+        assert began == "loading"
+
+
+LOADS = """
+import sys
+from atomiclock import LockManager, _process
+class Loading:
+    def __enter__(self):
+        self.before = set(sys.modules)
+    def __exit__(self, *_):
+        seen.update(set(sys.modules) - self.before)
+seen, _process.loading = set(), Loading()
+import atomiclock._manager, atomiclock._observe
+locks, before = LockManager(sys.argv[1]), set(sys.modules)
+with locks.acquire("x") as lease:
+    lease.extend()
+    locks.try_acquire("x")
+locks.holder("x")
+print(*(set(sys.modules) - before - seen), ".")
+"""
+
+
+def test_what_a_lock_loads_is_loaded_where_no_fork_comes_in_between(any_url: str) -> None:
+    with child(LOADS, any_url) as process:
+        assert line_of(process) == "."
+
+
 ORPHAN = """
 import os, sys, time
 from atomiclock import LockManager

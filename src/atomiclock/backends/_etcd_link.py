@@ -24,6 +24,9 @@ from ._etcd_hands import sometime
 from ._etcd_streams import LEAVING, KeepAliveStream, WatchStream, path_of
 from ._etcd_target import Target
 
+with suppress(ImportError):  # that is grpcio's own affair
+    import grpc._channel  # loaded by the first channel, and better now: see `_process.loading`
+
 OPTIONS = (
     # Forked processes, and connections that were given up, share no socket with others.
     ("grpc.use_local_subchannel_pool", 1),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import email.parser  # noqa: F401  # this and `secrets` redis-py loads when it connects, not under `_process.loading`
+import secrets  # noqa: F401
 from collections.abc import Callable
 from typing import Any
 

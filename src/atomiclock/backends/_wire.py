@@ -5,6 +5,7 @@ An adapter gives a dial, which opens a connection and makes the reader of its re
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  # a socket needs it when it connects: now it is loaded under `_process.loading`
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar

@@ -152,12 +152,14 @@ class EtcdBackend:
         the look.
         """
         notes = {} if ask.notes is None else ask.notes
-        mark = opened(notes)
+        nothing_known, mark = not notes, opened(notes)
         place, revision = yield from self._find(ask, notes)
         mine = place.mine_is_there() if revision is None else place.mine_is_of(revision)
         known = "since" in notes and "leases" not in notes  # else an extension may have moved it to another lease
         reply = checked((yield txn([mine], [place.delete(tell=not known)], [])))
         removed = succeeded(reply)
+        if nothing_known and not removed and not ask.in_flight:
+            return False  # the lease may be that of somebody with the same token, who is about to put the key
         if not (removed and kept(self._spares, notes, mark)):
             named = {notes.get("own", lease_of(ask.token)), *notes.get("leases", ())}
             for lease in {*named, *[entry.lease for entry in deleted_of(reply)]} - {0}:

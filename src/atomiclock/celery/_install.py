@@ -92,11 +92,12 @@ def is_prefork(worker: Any) -> bool:
 
 
 def refuse(conf: Any, prefork: bool) -> None:
-    """Raise `ConfigurationError` for what cannot work."""
+    """Raise `ConfigurationError` for what cannot work; load what the rest needs."""
     rules = Rules().with_(of_configuration(conf), "Celery's setting atomiclock_")
     url = rules.url or configured_url()
     backend, _ = backend_for(url)
     refuse_scope(backend, prefork)
+    backend.channel()  # connects to nothing, and loads the driver: here, or in every child that is forked
 
 
 def unknown_settings(conf: Any) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from celery.utils.dispatch import Signal
 from celery.utils.log import get_logger
 
+from .. import _process
 from . import signals
 from ._board import Board
 
@@ -33,6 +34,10 @@ class Reporter:
         self.counts: dict[str, int] = {}
         self.held: dict[str, dict[str, Any]] = {}
         """What tasks in this process hold, by token, where no supervisor keeps the list."""
+        self.new_mutex()
+
+    def new_mutex(self) -> None:
+        """A thread of the parent may have had the one that a child was forked with."""
         self._mutex = threading.Lock()
 
     def tell(self, kind: str, task_name: str, task_id: str | None, name: str, **facts: Any) -> None:
@@ -62,3 +67,4 @@ class Reporter:
 
 
 reporter = Reporter()
+_process.after_fork(reporter.new_mutex)
