@@ -6,8 +6,11 @@ import logging  # noqa: F401  # before we register: what is registered later com
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _boottime = getattr(time, "CLOCK_BOOTTIME", None)
 
@@ -80,6 +83,11 @@ def _in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
+
+
+def remember(refs: list[weakref.ref[T]], thing: T) -> None:
+    """Add a reference to `thing`, and drop those to what is gone. No WeakSet: a signal may interrupt its callbacks."""
+    refs[:] = [ref for ref in refs if ref() is not None] + [weakref.ref(thing)]
 
 
 def keep_for_ever(thing: Any) -> None:

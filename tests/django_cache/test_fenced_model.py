@@ -162,9 +162,9 @@ def test_a_row_that_came_before_the_look_is_updated(feed_model: Any) -> None:
 
     original, calls = QuerySet._update, []
 
-    def update(self: Any, values: Any) -> int:
+    def update(self: Any, values: Any, *more: Any) -> Any:  # since Django 6.1 there is more
         calls.append(values)
-        return 0 if len(calls) == 1 else original(self, values)  # the first found none, the look finds one
+        return 0 if len(calls) == 1 else original(self, values, *more)  # the first found none, the look finds one
 
     feed_model(slug="a", title="theirs").save(fence=3)
     with patch.object(QuerySet, "_update", update):

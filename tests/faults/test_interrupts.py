@@ -18,7 +18,8 @@ SUITE = Path(__file__).with_name("interrupts.py")
 
 @pytest.mark.timeout(3600 if LONG else 600)
 def test_an_interrupt_at_any_point_leaves_nothing_behind() -> None:
-    command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "-p", "no:cacheprovider", "-o", "timeout=900"]
+    command = [sys.executable, "-m", "pytest", str(SUITE), "-q", "-p", "no:cacheprovider"]
+    command += ["--reruns=0", "-o", "timeout=900"]
     done = subprocess.run(command, cwd=SUITE.parents[2], capture_output=True, text=True, check=False)
     print(done.stdout[-3000:])
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -51,7 +51,7 @@ class Pool:
         self._explain = explain
         self._idle: list[sqlite3.Connection] = []
         with _gate:
-            _pools[:] = [ref for ref in _pools if ref() is not None] + [weakref.ref(self)]
+            _process.remember(_pools, self)
 
     def attempt(self, transaction: Transaction) -> Any:
         """What `transaction` returns, committed. `Unknown` if the database is busy: then nothing was done."""

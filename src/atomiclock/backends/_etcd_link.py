@@ -43,7 +43,7 @@ connection is closed. Those that stay are others', and asleep by the first time;
 
 _mutex = threading.RLock()
 _inside: set[object] = set()
-_links: list[weakref.ref[Link]] = []  # no WeakSet, whose callbacks a signal may interrupt
+_links: list[weakref.ref[Link]] = []
 _orphans: deque[Any] = deque()
 
 
@@ -152,7 +152,7 @@ class Link:
             else:
                 self._channel = grpc.secure_channel(endpoint, target.credentials, OPTIONS)
             self.open = True
-            _links[:] = [ref for ref in _links if ref() is not None] + [weakref.ref(self)]
+            _process.remember(_links, self)
         _close_orphans()
 
     def method(self, name: str) -> Any:

@@ -30,7 +30,7 @@ _gate = threading.RLock()
 """Held by whoever uses SQLite, and by whoever forks: no connection may be open across a fork. What SQLite knows of an
 open file is copied into the child, which then takes its own locks for taken already (sqlite.org/howtocorrupt.html,
 2.6): measured, two holders."""
-_files: list[weakref.ref[_File]] = []  # no WeakSet, whose callbacks a signal may interrupt
+_files: list[weakref.ref[_File]] = []
 
 
 def _before_fork() -> None:
@@ -103,7 +103,7 @@ class _File:
         self._idle: list[sqlite3.Connection] = []
         self._node: tuple[int, int] | None = None
         with _gate:
-            _files[:] = [ref for ref in _files if ref() is not None] + [weakref.ref(self)]
+            _process.remember(_files, self)
 
     def attempt(self, transaction: Callable[[sqlite3.Connection], Any]) -> Any:
         """What `transaction` returns, committed. `Unknown` if the file is busy: then nothing was done."""
