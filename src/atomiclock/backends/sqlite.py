@@ -30,6 +30,8 @@ LOOK_AGAIN = 0.5
 """Seconds after which a waiter that nobody woke looks again."""
 UNKNOWN_SPACE = "?"
 """The pid namespace of a holder whose death nobody shall notice; real ones have brackets in their names."""
+MOST_NOTED = 1000
+"""Keys of which something is remembered."""
 GRACE = 0.05
 """Seconds for which a free lock is kept for the waiter whose turn it is."""
 
@@ -94,6 +96,7 @@ class SQLiteBackend:
         self._path = None if path is None else os.path.abspath(path)
         self._durable = durable
         self._left: dict[str, float] = {}  # keys whose release has just woken a waiter, and when
+        self._taken: set[str] = set()  # keys that were found taken: a look spares the next who finds that a write
         self.place = f"sqlite:///{self._path}" if path else "sqlite://"
 
     @classmethod
@@ -114,34 +117,30 @@ class SQLiteBackend:
             return Busy(GRACE, "a waiter who came before")
         key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
         in_queue = ask.notes is not None and "waits" in ask.notes
+        looks_first = in_queue or ask.key in self._taken
 
         def attempt(db: sqlite3.Connection) -> Granted | Busy:
             now = _process.clock()
             # If the holder's death is to set nobody free: in another pid namespace nobody can see it.
             who = me._replace(space=UNKNOWN_SPACE) if ask.outlives else me
             fresh = (key, ask.token, ask.owner.encode("utf-8", "replace"), now + ask.ttl, *who)
-            row = _row(db, key)  # to look first spares those who find it held a write
+            row = _row(db, key) if looks_first else None
             if row is None and not in_queue:
                 fence = _insert(db, _INSERT_IF_NOBODY_WAITS, (*fresh, key))
                 if fence is not None:
                     return Granted(fence)
+                row = _row(db, key)
             if row is not None and row.token != ask.token and row.live(now, me):
                 return Busy(row.expires - now, _text(row.owner))
-            db.execute("BEGIN IMMEDIATE")
-            row = _row(db, key)
-            if row is not None and row.token == ask.token:
-                db.execute("UPDATE locks SET expires = ? WHERE key = ?", (now + ask.ttl, key))
-                return Granted(row.fence, repeated=True)
-            if row is not None and row.live(now, me):
-                return Busy(row.expires - now, _text(row.owner))
-            if ask.waiting and (left := _turn_of_another(db, key, ask.token, now, me)) is not None:
-                return Busy(left, "a waiter who came before")
-            if row is not None:
-                db.execute("DELETE FROM locks WHERE key = ?", (key,))
-            db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
-            return Granted(_insert(db, _INSERT, fresh))
+            return _take(db, ask, fresh, now, me)
 
         answer: Granted | Busy = yield attempt
+        if isinstance(answer, Granted):
+            self._taken.discard(ask.key)
+        else:
+            if len(self._taken) >= MOST_NOTED:
+                self._taken.clear()
+            self._taken.add(ask.key)
         return answer
 
     def _just_left_to_another(self, ask: Add) -> bool:
@@ -170,7 +169,7 @@ class SQLiteBackend:
 
         removed, waited_for = yield attempt
         if waited_for and (yield wake):  # a step of its own: the removal must not be repeated if the file is busy
-            if len(self._left) > 1000:
+            if len(self._left) >= MOST_NOTED:
                 self._left = {}
             self._left[ask.key] = _process.clock()
         return bool(removed)
@@ -242,6 +241,24 @@ def _insert(db: sqlite3.Connection, statement: str, fresh: tuple[Any, ...]) -> i
     """The fence of the new lock, which the file never gives twice; `None` if there was none to be had."""
     cursor = db.execute(statement, fresh)
     return cursor.lastrowid if cursor.rowcount == 1 else None
+
+
+def _take(db: sqlite3.Connection, ask: Add, fresh: tuple[Any, ...], now: float, me: Identity) -> Granted | Busy:
+    """Look at all that may be in the way, and write the lock `fresh` if nothing is: in one transaction."""
+    db.execute("BEGIN IMMEDIATE")
+    key = fresh[0]
+    row = _row(db, key)
+    if row is not None and row.token == ask.token:
+        db.execute("UPDATE locks SET expires = ? WHERE key = ?", (now + ask.ttl, key))
+        return Granted(row.fence, repeated=True)
+    if row is not None and row.live(now, me):
+        return Busy(row.expires - now, _text(row.owner))
+    if ask.waiting and (left := _turn_of_another(db, key, ask.token, now, me)) is not None:
+        return Busy(left, "a waiter who came before")
+    if row is not None:
+        db.execute("DELETE FROM locks WHERE key = ?", (key,))
+    db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
+    return Granted(_insert(db, _INSERT, fresh))
 
 
 class Waiter(NamedTuple):
