@@ -12,7 +12,18 @@ from servers import EtcdServer, wait_until
 
 from atomiclock import LockLost, LockManager, _process
 from atomiclock.backends import Add, Extend, Remove, Unknown, clock
-from atomiclock.backends._etcd_recipe import GRANT, KEEP_ALIVE, RANGE, REVOKE, TXN, Attempt, KeepAlive, Watch, lease_of
+from atomiclock.backends._etcd_recipe import (
+    GRANT,
+    KEEP_ALIVE,
+    RANGE,
+    REVOKE,
+    TXN,
+    Attempt,
+    KeepAlive,
+    Watch,
+    label,
+    lease_of,
+)
 from atomiclock.backends._etcd_spares import Spares
 from atomiclock.backends._etcd_target import Target
 from atomiclock.backends._etcd_wire import encode
@@ -80,6 +91,25 @@ def test_a_remove_in_vain_ends_no_lease_of_another_process_with_the_same_token(s
     assert script.asked == [RANGE, TXN]
     script.run(Remove("k", "ab" * 16, 1, clock() + 5, None), nothing, none_there)
     assert script.asked == [RANGE, TXN, REVOKE], "an add of its own may be on its way"
+
+
+def test_that_a_key_was_there_is_said_although_the_end_of_its_lease_is_not_confirmed(script: Script) -> None:
+    """Who asks again hears that it is gone: of two deliveries that want one ticket, none would have it then."""
+    token = "ab" * 16
+    found = {**HEADER, 2: [encode({1: b"k/%x" % lease_of(token), 2: 7, 5: label(token, "owner")})]}
+
+    def remove(in_flight: int) -> Any:
+        steps = script.start(Remove("k", token, in_flight, clock() + 5, None))
+        assert next(steps).method == RANGE
+        assert steps.send(found).method == TXN
+        assert steps.send(DONE).request.method == REVOKE
+        return steps
+
+    with pytest.raises(StopIteration) as done:
+        remove(0).send(Unknown("no answer"))
+    assert done.value.value is True
+    with pytest.raises(Unknown):
+        remove(1).send(Unknown("no answer"))
 
 
 @pytest.mark.parametrize("reply", [Unknown("no answer"), Unknown("not sent", sent=False)])

@@ -163,7 +163,12 @@ class EtcdBackend:
         if not (removed and kept(self._spares, notes, mark)):
             named = {notes.get("own", lease_of(ask.token)), *notes.get("leases", ())}
             for lease in {*named, *[entry.lease for entry in deleted_of(reply)]} - {0}:
-                yield from end(lease)
+                try:
+                    yield from end(lease)
+                except Unknown:
+                    if not (nothing_known and removed and not ask.in_flight):
+                        raise
+                    # Whoever asks again would hear that it was not there, and what is left ends by itself.
         closed(notes, mark)
         return removed
 
