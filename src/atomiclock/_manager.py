@@ -182,14 +182,13 @@ class LockManager:
         Raises `NotHeld` if it stands no more, and `BackendUnavailable`: then it is removed in the background.
         """
         terms = self._core.terms
+        hold.claimed, hold.last_sent = True, terms.clock()  # nobody else removes it, whatever happens to us
         try:
-            seen = self._store.perform(Peek(hold.key, terms.clock() + terms.each))
+            seen = self._store.perform(Peek(hold.key, hold.last_sent + terms.each))
             sent = terms.clock()
             gone = NotHeld(f"the lock {hold.name!r} stands no more", name=hold.name)
-            if seen is None or seen.token != hold.token:
-                raise gone
-            hold.claimed = True
-            if not self._extend_token(hold, sent + terms.each):
+            kept = seen is not None and seen.token == hold.token and self._extend_token(hold, sent + terms.each)
+            if seen is None or not kept:
                 hold.claimed = False
                 raise gone
             if not hold.granted(sent, terms.clock(), self._core.fence(seen.fence), repeated=True):
@@ -212,12 +211,13 @@ class LockManager:
         Raises `LockLost`, and `BackendUnavailable`: it then stands for `seconds`, or ends with the ttl it had. In no
         case does this process renew or remove it any more.
         """
+        _sync.keeper.discard(hold)  # else it might tell of a loss when a short time is over
         hold.ttl, begun = seconds, _process.clock()
         until, end = begun + self._core.terms.each, begun + seconds - margin(seconds)
         lost = hold.over(begun)
         try:
             # A renewal with the old ttl may be obeyed after us, as long as it is not answered.
-            while hold.renewing not in (None, seconds) and _process.clock() < until:
+            while hold.renewing is not None and _process.clock() < until:
                 time.sleep(0.001)
             self._extend(hold, seconds)
         except LockLost:
@@ -225,12 +225,17 @@ class LockManager:
                 raise
             hold.released(False, False)  # it was held until now, and stood until the answer came: that was long enough
         finally:
-            _sync.keeper.discard(hold)
-            if hold.state != LOST:
-                hold.released(False, False)
-            self._store.lines.leave(hold)
-            if _observe.observers:
-                _observe.ended(hold)
+            self._let_stand(hold)
+
+    def _let_stand(self, hold: Hold) -> None:
+        """Have nothing to do any more with what stands in the store: neither renew it, nor remove it, nor tell of its
+        end."""
+        _sync.keeper.discard(hold)
+        if hold.state != LOST:
+            hold.released(False, False)
+        self._store.lines.leave(hold)
+        if _observe.observers:
+            _observe.ended(hold)
 
     def _acquire(self, hold: Hold, timeout: float | None) -> Lease:
         """The lease of `hold`. Whatever is raised meanwhile, even by a signal, leaves nothing behind."""

@@ -37,6 +37,7 @@ class Mark:
         hold.outlives = True
         try:
             self._manager._acquire(hold, 0)
+            self._manager._let_stand(hold)
             return None
         except LockTimeout as error:
             return error.owner or "other software"

@@ -1,0 +1,157 @@
+"""Two processes that share a lock's token or a call's id, step by step: what one says or does just before the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.app.task import Context
+from celery.exceptions import Retry
+from servers import wait_until
+
+from atomiclock import BackendUnavailable, LockManager, observe
+from atomiclock.backends import Extend, Peek, Remove, Unknown
+from atomiclock.celery._board import Board
+from atomiclock.celery._conflicts import Where
+from atomiclock.celery._marks import Mark
+from atomiclock.celery._report import reporter
+from atomiclock.celery._rules import STATE, Rules
+from atomiclock.celery._runner import Call, run
+from atomiclock.celery._supervisor import Supervisor
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/locks.db"
+
+
+@pytest.fixture
+def app(url: str) -> Iterator[Celery]:
+    app = Celery("between", broker="memory://", set_as_current=False)
+    app.conf.update(atomiclock_url=url, task_default_queue=url)
+    app.task(name="t", acks_late=True)(_nothing)
+    yield app
+    app.close()
+
+
+def _nothing() -> None: ...
+
+
+def call(app: Celery, body: Callable[[], Any], state: dict[str, Any] | None = None, retries: int = 0) -> Call:
+    """A delivery of the message 1."""
+    headers = {} if state is None else {STATE: state}
+    request = Context(id="1", retries=retries, hostname="h", headers=headers, delivery_info={}, args=(), kwargs={})
+    return Call(app.tasks["t"], "t", "t:x", Where.WORKER, request, body)
+
+
+def retried(app: Celery, rules: Rules) -> dict[str, Any]:
+    """The state that the next attempt is given, of one that has ended with a retry. Celery has not said so yet."""
+
+    def body() -> None:
+        raise Retry(when=20)
+
+    first = call(app, body)
+    with pytest.raises(Retry):
+        run(first, rules)
+    return dict(first.request.headers[STATE])
+
+
+def say_retried(app: Celery) -> None:
+    signals.task_retry.send(sender=app.tasks["t"], request=Context(id="1"), reason=Retry(when=20), einfo=None)
+
+
+# A lock that is handed on from one process to the next
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
+    """Of a worker whose children are played by this process."""
+    board = Board()
+    monkeypatch.setattr(Board, "in_child", True)
+    monkeypatch.setattr(reporter, "board", board)
+    supervisor = Supervisor(board)
+    yield supervisor
+    for pid in list(supervisor._children):
+        supervisor._forget(pid)
+    board.close()
+
+
+def test_what_could_not_be_taken_over_is_removed_as_soon_as_the_store_answers(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = LockManager(url)
+    for deaf in (Peek, Extend):
+        locks, token = LockManager(url), "ab" * 16
+        locks._acquire(locks._adopt("x", token, {"ttl": 60, "renew": False}), 0)._hold.released(False, False)
+        perform, broken = locks._store.perform, threading.Event()
+        broken.set()
+
+        def fail(ask: Any, deaf: Any = deaf, broken: Any = broken, perform: Any = perform) -> Any:
+            if broken.is_set() and isinstance(ask, (deaf, Remove)):
+                raise Unknown("no answer")
+            return perform(ask)
+
+        monkeypatch.setattr(locks._store, "perform", fail)
+        with pytest.raises(BackendUnavailable, match="take over"):
+            locks._take_over(locks._adopt("x", token, {"ttl": 60}))
+        assert others.holder("x") is not None
+        broken.clear()
+        wait_until(lambda: others.holder("x") is None, 5, "it is free")
+        locks.close()
+    others.close()
+
+
+def test_a_short_time_for_which_a_lock_is_left_standing_is_no_loss(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks, lost = LockManager(url), []
+    lease = locks.acquire("x", timeout=0, on_lost=lost.append)
+    extend = locks._extend
+
+    def and_pause(hold: Any, seconds: Any) -> None:
+        try:
+            extend(hold, seconds)
+        finally:
+            time.sleep(0.3)  # the thread that keeps leases has all the time to look
+
+    monkeypatch.setattr(locks, "_extend", and_pause)
+    locks._leave_standing(lease._hold, 1e-5)
+    assert not lost
+    assert not lease.lost
+    locks.close()
+
+
+# The place of the call that waits
+
+
+def word(*words: str) -> Callable[[Any], str]:
+    """An `on_conflict` that says one after the other."""
+    rest = list(words)
+    return lambda _: rest.pop(0)
+
+
+def test_a_mark_that_ends_by_itself_is_no_loss_to_those_who_observe(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    events: list[Any] = []
+    stop = observe(events.append)
+    mark = Mark(LockManager(url), "done", "t:1:0", None, "1", "h")
+    mark.put(0.2)
+    wait_until(lambda: mark.found() is None, 5, "it has ended")
+    time.sleep(0.1)
+    stop()
+    assert [event.kind for event in events] == ["acquired", "released"]
+    assert "lost" not in caplog.text
+
+
+# What Celery says of one delivery
+
+
+def elsewhere(say: Callable[[], Any]) -> None:
+    thread = threading.Thread(target=say)
+    thread.start()
+    thread.join()
+
+
+# Rules that come from several places
