@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 from celery import Celery, signals
 from celery.app.task import Context
+from celery.app.trace import build_tracer
 from celery.exceptions import Retry
 from servers import wait_until
 
 from atomiclock import BackendUnavailable, LockManager, observe
 from atomiclock.backends import Extend, Peek, Remove, Unknown
+from atomiclock.celery import exclusive
 from atomiclock.celery._board import Board
 from atomiclock.celery._conflicts import Where
+from atomiclock.celery._done import Done
+from atomiclock.celery._keeping import decide_later
 from atomiclock.celery._marks import Mark
 from atomiclock.celery._report import reporter
 from atomiclock.celery._rules import STATE, Rules
@@ -148,10 +152,48 @@ def test_a_mark_that_ends_by_itself_is_no_loss_to_those_who_observe(url: str, ca
 # What Celery says of one delivery
 
 
+def test_a_message_whose_result_could_not_be_stored_is_not_done(app: Celery, url: str) -> None:
+    """A second delivery would leave the result alone, and whoever waits for it would wait for ever."""
+
+    @app.task(name="stored", acks_late=True)
+    @exclusive("x", ttl=5)
+    def stored() -> int:
+        return 1
+
+    def down(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the result store is down")
+
+    first, second = (Done(Mark(LockManager(url), "done", f"stored:{n}:0", None, n, "h"), 5.0, app.conf) for n in "12")
+    stored.backend.mark_as_done = down
+    stored.backend.mark_as_failure = lambda *_, **__: None
+    request = {"retries": 0, "hostname": "h", "delivery_info": {}, "is_eager": False}
+    with pytest.warns(RuntimeWarning, match="result store"):
+        build_tracer("stored", stored, app=app)("1", (), {}, {**request, "id": "1"})
+    assert first.state() == "ending", "whoever comes now runs it again when that is over"
+    del stored.backend.mark_as_done
+    build_tracer("stored", stored, app=app)("2", (), {}, {**request, "id": "2"})
+    assert second.state() == "done"
+
+
 def elsewhere(say: Callable[[], Any]) -> None:
     thread = threading.Thread(target=say)
     thread.start()
     thread.join()
+
+
+def test_the_end_of_another_delivery_in_another_thread_decides_nothing(app: Celery, url: str) -> None:
+    """It is put back, while the first one is on its way from its body's end to its result."""
+    facts: dict[str, Any] = {"task_id": "1", "task": None, "args": (), "kwargs": {}, "retval": None, "state": "IGNORED"}
+    done = Done(Mark(LockManager(url), "done", "t:1:0", None, "1", "h"), 5.0, app.conf)
+    settled: list[BaseException] = []
+    done.put("1")
+    decide_later("1", settled.append, error := ValueError())
+    elsewhere(lambda: signals.task_postrun.send(sender=None, **facts))
+    assert not settled
+    assert done.state() == "ending"
+    signals.task_postrun.send(sender=None, **facts)
+    assert settled == [error]
+    assert done.state() == "done"
 
 
 # Rules that come from several places

@@ -8,6 +8,8 @@ for the end of the short time and runs the task again, since nobody ever had its
 
 from __future__ import annotations
 
+import sys
+from threading import get_ident
 from typing import Any
 
 from celery import signals as celery_signals
@@ -23,8 +25,8 @@ SHORTEST = 10.0
 _ROUNDING = 3.0
 """Seconds by which a store may keep a mark longer than it was told."""
 
-_waiting: dict[str, tuple[Mark, float]] = {}
-"""Marks whose second step is to come, by the task's id."""
+_waiting: dict[tuple[str, int], tuple[Mark, float]] = {}
+"""Marks whose second step is to come, by the task's id and the thread: another delivery may be in another one."""
 
 
 _SAYS_REDELIVERED = ("amqp", "amqps", "pyamqp", "redis", "rediss", "sentinel", "valkey", "valkeys")
@@ -56,12 +58,12 @@ class Done:
     def put(self, task_id: str) -> None:
         """The first step; the second follows by itself."""
         self._mark.put(self._short)
-        _waiting[task_id] = self._mark, self._long
+        _waiting[task_id, get_ident()] = self._mark, self._long
 
 
 def _stored(task_id: str, **_: Any) -> None:
-    mark, ttl = _waiting.pop(task_id, (None, 0.0))
-    if mark is not None:
+    mark, ttl = _waiting.pop((task_id, get_ident()), (None, 0.0))
+    if mark is not None and sys.exc_info()[0] is None:  # else Celery could not store it, and passes the error on
         try:
             mark.keep(ttl)
         except LockError as error:

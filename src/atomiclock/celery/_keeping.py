@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timezone
+from threading import get_ident
 from typing import Any
 
 from celery import signals as celery_signals
@@ -26,8 +27,9 @@ from ._rules import Rules
 
 Settle = Callable[[BaseException], None]
 
-_undecided: dict[str, tuple[Settle, BaseException]] = {}
-"""Tasks of which Celery says presently whether they come again, by their ids."""
+_undecided: dict[tuple[str, int], tuple[Settle, BaseException]] = {}
+"""Tasks of which Celery says presently whether they come again, by their ids and threads: what it says of another
+delivery of the same message, in another thread, says nothing of this one."""
 
 
 def final(error: BaseException | None) -> bool:
@@ -100,18 +102,18 @@ def may_come_again(task: Any, error: BaseException) -> bool:
 
 def decide_later(task_id: str, settle: Settle, error: BaseException) -> None:
     """Call `settle` with the `Retry` that follows from `error`, or with `error` itself if none does."""
-    _undecided[task_id] = settle, error
+    _undecided[task_id, get_ident()] = settle, error
 
 
 def _retried(request: Any, reason: Any, **_: Any) -> None:
-    if request.id in _undecided:
-        settle, error = _undecided.pop(request.id)
+    if (key := (request.id, get_ident())) in _undecided:
+        settle, error = _undecided.pop(key)
         settle(reason if isinstance(reason, Retry) else error)
 
 
 def _ended(task_id: str, **_: Any) -> None:
-    if task_id in _undecided:
-        settle, error = _undecided.pop(task_id)
+    if (key := (task_id, get_ident())) in _undecided:
+        settle, error = _undecided.pop(key)
         settle(error)
 
 
