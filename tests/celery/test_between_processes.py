@@ -12,20 +12,20 @@ import pytest
 from celery import Celery, signals
 from celery.app.task import Context
 from celery.app.trace import build_tracer
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Retry
 from servers import wait_until
 
 from atomiclock import BackendUnavailable, LockManager, observe
 from atomiclock.backends import Extend, Peek, Remove, Unknown
-from atomiclock.celery import exclusive
+from atomiclock.celery import LockBusy, exclusive
 from atomiclock.celery._board import Board
 from atomiclock.celery._conflicts import Where
 from atomiclock.celery._done import Done
 from atomiclock.celery._keeping import decide_later
 from atomiclock.celery._marks import Mark
 from atomiclock.celery._report import reporter
-from atomiclock.celery._rules import STATE, Rules
-from atomiclock.celery._runner import Call, run
+from atomiclock.celery._rules import HEADER, STATE, Rules
+from atomiclock.celery._runner import Attempt, Call, run
 from atomiclock.celery._supervisor import Supervisor
 
 
@@ -135,6 +135,65 @@ def word(*words: str) -> Callable[[Any], str]:
     """An `on_conflict` that says one after the other."""
     rest = list(words)
     return lambda _: rest.pop(0)
+
+
+def test_a_call_that_waits_no_more_leaves_its_place_whatever_it_does_instead(app: Celery, url: str) -> None:
+    """Else the next ones skip, in favour of nobody, and what has changed is never worked on."""
+    others = LockManager(url)
+    held = others.acquire("t:x", timeout=0)
+    for last, ends in (("raise", LockBusy), ("skip", None), ("retry", LockBusy)):
+        rules = Rules(url=url, on_conflict=word("coalesce", last), give_up=0)
+        with pytest.raises(Ignore):
+            run(waits := call(app, pytest.fail), rules)
+        mark = Attempt(waits, rules).waiting()
+        assert mark.found() is not None
+        again = call(app, pytest.fail, {"waits": True, "since": 0.0, "tries": 1})
+        if ends is None:
+            assert run(again, rules) is None
+        else:
+            with pytest.raises(ends):
+                run(again, rules)
+        assert mark.found() is None, last
+    held.release()
+    others.close()
+
+
+@pytest.mark.parametrize("outcome", ["raise", "run"])
+def test_a_call_that_waits_and_meets_a_store_that_fails_once_leaves_its_place(
+    app: Celery, url: str, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    seen, rules = [], Rules(url=url, on_conflict="coalesce", on_backend_error=outcome)
+    again = call(app, lambda: seen.append(mark.found()), {"waits": True, "tries": 1})
+    attempt = Attempt(again, rules)
+    mark = attempt.waiting()
+    mark.put(30)
+
+    def fail(*_: Any) -> None:
+        monkeypatch.undo()
+        raise BackendUnavailable("no answer")
+
+    monkeypatch.setattr(attempt.manager, "_acquire", fail)
+    if outcome == "raise":
+        with pytest.raises(BackendUnavailable):
+            run(again, rules)
+        assert mark.found() is None
+    else:
+        run(again, rules)
+        assert seen == [None]
+
+
+def test_a_call_that_waits_by_its_header_alone_and_is_revoked_leaves_its_place(app: Celery, url: str) -> None:
+    @app.task(name="mostly_skips")
+    @exclusive("{x}", on_conflict="skip")
+    def mostly_skips(x: int) -> None: ...
+
+    mark = Mark(LockManager(url), "next", "mostly_skips:7", None, "1", "h")
+    mark.put(30)
+    headers = {HEADER: {"on_conflict": "coalesce"}, STATE: {"waits": True}}
+    request = Context(id="1", args=[7], kwargs={}, headers=headers)
+    task = app.tasks["mostly_skips"]
+    signals.task_revoked.send(sender=task, request=request, terminated=False, signum=None, expired=False)
+    assert mark.found() is None
 
 
 def test_a_mark_that_ends_by_itself_is_no_loss_to_those_who_observe(url: str, caplog: pytest.LogCaptureFixture) -> None:

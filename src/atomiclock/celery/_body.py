@@ -51,8 +51,7 @@ class Run:
         """What the body returns. The lock is released before that is stored, so who waits for it finds it free."""
         error: BaseException | None = None
         try:
-            if self.attempt.state.get("waits"):
-                self._leave_the_place()
+            self.attempt.leave_the_place()
             with self._current(), self._abortable():
                 return self.call.body()
         except BaseException as raised:
@@ -76,13 +75,6 @@ class Run:
                 yield
         else:
             yield
-
-    def _leave_the_place(self) -> None:
-        """Before the body reads anything: who comes from now on waits for the next run, and is not covered by this."""
-        try:
-            self.attempt.waiting().remove()
-        except BackendUnavailable as error:  # then it ends with its ttl, and until then somebody may skip in vain
-            self.attempt.tell("backend_error", error=str(error), outcome="kept")
 
     def _end(self, error: BaseException | None) -> None:
         try:

@@ -25,7 +25,7 @@ from ._marks import Mark
 from ._names import is_own, label, within
 from ._report import reporter
 from ._rules import STATE, Rules
-from ._waiting import leave, place, taken
+from ._waiting import place, taken
 
 
 class LockBusy(LockError):
@@ -74,7 +74,15 @@ def run(call: Call, rules: Rules) -> Any:
     if not rules.enabled:
         return call.body()
     attempt = Attempt(call, rules)
-    got = attempt.lease()
+    try:
+        got = attempt.lease()
+    except Ignore:  # the same message goes on, in its place if it had that
+        raise
+    except Exception:
+        attempt.leave_the_place()
+        raise
+    if not isinstance(got, Lease):
+        attempt.leave_the_place()
     if isinstance(got, Result):
         return got.value
     attempt.hand_on(got)
@@ -237,8 +245,6 @@ class Attempt:
             message = call.task.signature_from_request(call.request, countdown=countdown, headers=headers)
             message.apply_async()
         except Exception as error:  # whatever the broker raises: the message must not be acknowledged as done
-            if self.state.get("waits"):
-                leave(self.rules, call.name, str(call.task_id))
             raise otherwise from error
         raise Ignore(f"{call.name}: put back for {countdown:.3g} s")
 
@@ -263,6 +269,15 @@ class Attempt:
         """The place of the one call that waits for the holder's end."""
         call = self.call
         return place(self.manager, call.name, self.rules.namespace, str(call.task_id), call.request.hostname)
+
+    def leave_the_place(self) -> None:
+        """Before the body reads anything, or if it never will: who comes from now on waits for the next run, and is not
+        covered by this one."""
+        if self.state.get("waits"):
+            try:
+                self.waiting().remove()
+            except BackendUnavailable as error:  # then it ends with its ttl, and until then somebody may skip in vain
+                self.tell("backend_error", error=str(error), outcome="kept")
 
     # It was delivered before
 

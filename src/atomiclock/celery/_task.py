@@ -160,9 +160,9 @@ def locks_of(task: Any) -> list[Exclusive]:
     return own if inside is None else [*own, inside[0]]
 
 
-def _named(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Exclusive, str]]:
+def _named(task: Any, args: Any, kwargs: Any) -> list[tuple[Exclusive, str]]:
     """The locks of a call, with their names."""
-    found = []
+    args, kwargs, found = tuple(args or ()), dict(kwargs or {}), []
     if isinstance(task, LockMixin) and task.lock is not None:
         found.append((task.lock, task._name_of(task.lock, args, kwargs)))
     inside = decorated_with(task)
@@ -178,11 +178,12 @@ def _revoked(sender: Any, request: Any, **_: Any) -> None:
     if isinstance(sender, LockMixin) and sender.unique is not None:
         _leave(sender, request.args, request.kwargs, request.id)
     state = (request.headers or {}).get(STATE) or {}
-    if state.get("waits"):
-        _wait_no_more(sender, request.args, request.kwargs, request.id)
-    if state.get("kept"):
-        for lock, name in _named(sender, tuple(request.args or ()), dict(request.kwargs or {})):
-            drop_quietly(lock.rules(sender.app.conf, None), name, request.id, state["kept"])
+    for lock, name in _named(sender, request.args, request.kwargs) if state else []:
+        rules = lock.rules(sender.app.conf, None)
+        if state.get("waits"):
+            leave(rules, name, request.id)
+        if state.get("kept"):
+            drop_quietly(rules, name, request.id, state["kept"])
 
 
 def _failed(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, **_: Any) -> None:
@@ -192,19 +193,15 @@ def _failed(sender: Any, task_id: str, exception: Any, args: Any, kwargs: Any, *
     ):
         if isinstance(sender, LockMixin) and sender.unique is not None:
             _leave(sender, args, kwargs, task_id)
-        _wait_no_more(sender, args, kwargs, task_id)
+        for lock, name in _named(sender, args, kwargs):
+            rules = lock.rules(sender.app.conf, None)
+            if rules.enabled and (rules.on_conflict == "coalesce" or callable(rules.on_conflict)):
+                leave(rules, name, task_id)
 
 
 def _leave(task: Any, args: Any, kwargs: Any, task_id: str) -> None:
     name = task._name_of(task.unique, tuple(args or ()), dict(kwargs or {}))
     task.unique.leave(task, name, task_id)
-
-
-def _wait_no_more(task: Any, args: Any, kwargs: Any, task_id: str) -> None:
-    for lock, name in _named(task, tuple(args or ()), dict(kwargs or {})):
-        rules = lock.rules(task.app.conf, None)
-        if rules.enabled and (rules.on_conflict == "coalesce" or callable(rules.on_conflict)):
-            leave(rules, name, task_id)
 
 
 signals.before_task_publish.connect(_take_along, weak=False)
