@@ -21,7 +21,7 @@ from atomiclock.celery import LockBusy, exclusive
 from atomiclock.celery._board import Board
 from atomiclock.celery._conflicts import Where
 from atomiclock.celery._done import Done
-from atomiclock.celery._keeping import decide_later
+from atomiclock.celery._keeping import decide_later, token_in
 from atomiclock.celery._marks import Mark
 from atomiclock.celery._report import reporter
 from atomiclock.celery._rules import HEADER, STATE, Rules
@@ -85,6 +85,46 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervisor]:
     board.close()
 
 
+def test_a_lock_that_was_handed_on_is_supervised_for_who_has_it_now(
+    app: Celery, url: str, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt may begin in another child before the first one has said all that it has to say."""
+    rules = Rules(url=url, hold_on_retry=True)
+    state, put, next_ones = retried(app, rules), Mark.put, []
+
+    def put_and_pause(mark: Mark, ttl: float) -> Any:
+        answer = put(mark, ttl)
+        next_ones.append(Attempt(call(app, _nothing, dict(state), retries=1), rules).lease())
+        return answer
+
+    monkeypatch.setattr(Mark, "put", put_and_pause)
+    say_retried(app)
+    [lease] = next_ones
+    assert f"{lease.token}:1" == state["kept"]
+    supervisor._step(0)
+    assert list(supervisor.leases) == [lease.token], "else nobody frees it if its process is killed"
+    lease.release()
+
+
+@pytest.mark.parametrize("seated", [True, False])
+def test_a_lock_is_not_handed_on_by_a_child_that_cannot_say_so(
+    app: Celery, url: str, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, seated: bool
+) -> None:
+    """The main process would go on to renew it, and at the child's death it would free what is another's."""
+    monkeypatch.setattr("atomiclock.celery._supply.seat_number", lambda: 0 if seated else None)
+    rules, tell = Rules(url=url, hold_on_retry=True), Board.tell
+    state = retried(app, rules)
+    monkeypatch.setattr(Board, "tell", lambda board, **facts: facts["say"] != "gone" and tell(board, **facts))
+    say_retried(app)
+    supervisor._step(0)
+    told = supervisor.leases[token_in(state["kept"])]
+    seat = supervisor.board.seat(told.seat)
+    assert (seat is not None) is seated
+    assert seat is None or seat.own(told.token) == float("-inf"), "so it is not renewed"
+    with pytest.raises(Ignore):
+        Attempt(call(app, _nothing, dict(state), retries=1), rules).lease()
+
+
 def test_what_could_not_be_taken_over_is_removed_as_soon_as_the_store_answers(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +166,25 @@ def test_a_short_time_for_which_a_lock_is_left_standing_is_no_loss(url: str, mon
     assert not lost
     assert not lease.lost
     locks.close()
+
+
+def test_a_countdown_longer_than_a_store_can_keep_is_kept_as_long_as_it_can(
+    app: Celery, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = Rules(url=url, hold_on_retry=True)
+    attempt = Attempt(call(app, _nothing), rules)
+    backend = attempt.manager._core.backend
+    monkeypatch.setattr(backend, "traits", backend.traits._replace(longest_ttl=40.0))
+    state = retried(app, rules)
+    say_retried(app)
+    with LockManager(url) as others:
+        held = others.holder("t:x")
+        assert held is not None
+        assert held.remaining is not None
+        assert 30 < held.remaining <= 40
+    lease = Attempt(call(app, _nothing, state, retries=1), rules).lease()
+    assert f"{lease.token}:1" == state["kept"]
+    lease.release()
 
 
 # The place of the call that waits

@@ -100,6 +100,7 @@ class Run:
         held_for = clock() - self.begun
         direct = self.call.where is Where.DIRECT
         seconds = stays(self.attempt.rules, error, held_for, self.lease.ttl, direct)
+        seconds = min(seconds, self.attempt.manager._core.backend.traits.longest_ttl)
         seconds = seconds if must_release(self.lease._hold) else 0.0
         released = seconds > 0  # then the main process has nothing to make sure of, whatever the store says
         try:
@@ -120,7 +121,9 @@ class Run:
 
     def _leave_standing(self, seconds: float, comes_again: bool) -> None:
         self.attempt.manager._leave_standing(self.lease._hold, seconds)
-        if comes_again and self.call.where is not Where.DIRECT:
+        # Before the ticket: who has that may say at once that the lock is his, and the main process shall not take our
+        # word, or our death, for his. Without it the next attempt waits until the lock ends by itself.
+        if self.attempt.line.done(True) and comes_again and self.call.where is not Where.DIRECT:
             kept = written(self.lease.token, self.call.request.retries + 1)
             self.attempt.ticket(kept).put(seconds)  # last: from here on the next attempt may have it
             self.attempt.line.waits(seconds, kept)

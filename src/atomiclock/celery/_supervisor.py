@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._api import manager_for
-from .._hold import margin
+from .._hold import NEVER, margin
 from .._process import clock
 from ..backends import Unknown
 from ..errors import LockError
@@ -165,7 +165,7 @@ class Supervisor:
         if seat is None or (told.until is not None and now >= told.until):
             return
         end = seat.own(told.token)
-        if end is None or end == float("-inf"):  # it has not got it yet
+        if end is None or end == NEVER:  # it has not got it yet, or no more
             return
         end = max(end, seat.parents(told.token) or end)
         if not now < end < now + LATE * told.ttl:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from billiard.process import current_process
 
-from .._hold import Hold
+from .._hold import NEVER, Hold
 from .._options import configured_url
 from .._process import clock
 from ..errors import ConfigurationError, LockTimeout, NotHeld
@@ -92,14 +92,18 @@ class Line:
             said = {name: self._facts[name] for name in ("id", "name", "url", "namespace")}
             self._board.tell(say="waits", until=clock() + ttl, kept=kept, **said)
 
-    def done(self, released: bool) -> None:
-        """Say that the lease is over. Unless it was `released`, the main process makes sure of it."""
+    def done(self, released: bool) -> bool:
+        """Say that the lease is over. Unless it was `released`, the main process makes sure of it.
+
+        False if it could not be said: then it is not renewed either, but removed when this process has ended.
+        """
         token, self._token = self._token, None
         if token is None:
-            return
+            return True
         if self._board is None:
             reporter.held.pop(token, None)
-            return
-        if token in _seated:
+            return True
+        if token in _seated and self._seat is not None:
             _seated.remove(token)
-        self._board.tell(say="gone" if released else "left", token=token)
+            self._seat.put_own(token, NEVER)
+        return self._board.tell(say="gone" if released else "left", token=token)
