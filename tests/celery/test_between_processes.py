@@ -15,7 +15,7 @@ from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Retry
 from servers import wait_until
 
-from atomiclock import BackendUnavailable, LockManager, observe
+from atomiclock import BackendUnavailable, ConfigurationError, LockManager, observe
 from atomiclock.backends import Extend, Peek, Remove, Unknown
 from atomiclock.celery import LockBusy, exclusive
 from atomiclock.celery._board import Board
@@ -315,3 +315,15 @@ def test_the_end_of_another_delivery_in_another_thread_decides_nothing(app: Cele
 
 
 # Rules that come from several places
+
+
+def test_a_min_hold_beyond_max_hold_is_refused_wherever_the_two_come_from() -> None:
+    app = Celery("contradiction", set_as_current=False)
+    app.conf.atomiclock_min_hold = 9
+    lock, request = exclusive("x", min_hold=3, max_hold=5), Context(headers={HEADER: {"min_hold": 6}})
+    with pytest.raises(ConfigurationError, match="the call's header: min_hold=6 is longer than max_hold=5"):
+        lock.rules(app.conf, request)
+    assert lock.rules(app.conf, None).min_hold == 3
+    with pytest.raises(ConfigurationError, match="min_hold=9 is longer than max_hold=5"):
+        exclusive("x", max_hold=5).rules(app.conf, None)
+    app.close()

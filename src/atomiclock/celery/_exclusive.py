@@ -41,8 +41,6 @@ class Exclusive:
         own = Rules().with_(self.given)
         if own.on_conflict == "wait" and not own.wait:
             raise ConfigurationError('on_conflict="wait" needs wait=SECONDS: how long a worker may stand still for it')
-        if own.max_hold is not None and own.min_hold > own.max_hold:
-            raise ConfigurationError(f"min_hold={own.min_hold:g} is longer than max_hold={own.max_hold:g}")
 
     def __call__(self, function: F) -> F:
         """`function`, run with its lock."""

@@ -44,7 +44,10 @@ class Rules:
         """These with those of `given` that were really passed, each checked. `source` is where an error points to."""
         passed = {name: value for name, value in given.items() if type(value) is not Default}
         checked = {name: check(name, value, source) for name, value in passed.items()}
-        return replace(self, **checked) if checked else self
+        rules = replace(self, **checked) if checked else self
+        if rules.max_hold is not None and rules.min_hold > rules.max_hold:
+            raise ConfigurationError(f"{source}min_hold={rules.min_hold:g} is longer than max_hold={rules.max_hold:g}")
+        return rules
 
 
 def of_configuration(conf: Any) -> dict[str, Any]:
