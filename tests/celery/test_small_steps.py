@@ -63,6 +63,19 @@ def test_the_main_process_forgets_what_is_released_and_frees_what_is_left(tmp_pa
     board.close()
 
 
+def test_the_main_process_counts_max_hold_from_the_grant(tmp_path: Path) -> None:
+    board = Board()
+    supervisor = Supervisor(board)
+    facts = {"url": f"sqlite:///{tmp_path}/locks.db", "namespace": None, "task": "t", "id": "1", "ttl": 30.0}
+    board.tell(say="try", token="a", name="x", seat=None, until=100.0, **facts)
+    board.tell(say="got", token="a", until=160.0)
+    board.tell(say="got", token="another", until=1.0)
+    supervisor._step(0)
+    assert {token: told.until for token, told in supervisor.leases.items()} == {"a": 160.0}
+    supervisor._forget(os.getpid())
+    board.close()
+
+
 @pytest.mark.parametrize("store", ["sqlite", "redis", "memcached", "etcd"])
 def test_a_mark_is_its_messages_own_whichever_process_asks(
     request: pytest.FixtureRequest, tmp_path: Path, store: str

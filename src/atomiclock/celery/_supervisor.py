@@ -141,6 +141,8 @@ class Supervisor:
             self.leases[facts["token"]] = Told(**facts)
             if pid not in self._children:
                 self._children[pid] = _descriptor(pid)
+        elif say == "got" and facts["token"] in self.leases:
+            self.leases[facts["token"]].until = facts["until"]
         elif say == "gone":
             self.leases.pop(facts["token"], None)
         elif say == "left" and facts["token"] in self.leases:

@@ -85,6 +85,8 @@ class Line:
         except BaseException as error:
             self.done(isinstance(error, (LockTimeout, NotHeld)))  # which means that nothing of it is in the store
             raise
+        if self._max_hold is not None:  # which counts from now: it may have waited
+            self._board.tell(say="got", token=hold.token, until=clock() + self._max_hold)
 
     def waits(self, ttl: float, kept: str | None = None) -> None:
         """What this call has for `ttl` seconds, if it is not revoked: the lock `kept`, or the place in its line."""
