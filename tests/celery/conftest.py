@@ -79,7 +79,8 @@ class Worker:
         """What the tasks of one key have written, oldest first."""
         if not self.journal.exists():
             return []
-        lines = [json.loads(line) for line in self.journal.read_text().splitlines()]
+        whole, _, _ = self.journal.read_text().rpartition("\n")  # somebody may be in the middle of a line
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["key"] == key and (not kinds or line["event"] in kinds)]
 
     def await_event(self, key: str, kind: str, count: int = 1, seconds: float = 20.0) -> dict[str, Any]:
