@@ -41,8 +41,8 @@ def around_fork(before: Callable[[], None], after: Callable[[], None]) -> None:
 
 
 _around_fork: list[tuple[Callable[[], None], Callable[[], None]]] = []
-_pending: list[Callable[[], None]] = []
-"""What to call when the fork under way is done."""
+_under_way: list[list[Callable[[], None]]] = []
+"""What to call when a fork is done, for each that has begun: other threads may wait to do theirs."""
 
 loading = threading.RLock()
 """Held by whoever imports a module inside a function, and by whoever forks. Python's own lock of a module that a thread
@@ -54,13 +54,14 @@ def _before() -> None:
     try:
         loading.acquire()  # before the rest is read: a module that is being loaded may have its word to say about forks
     finally:
-        pairs = _around_fork[::-1]
-        _pending[:] = [after for _, after in pairs]
-        _call_all([before for before, _ in pairs])
+        pairs = list(_around_fork)
+        _under_way.append([*(after for _, after in pairs), loading.release])
+        _call_all([before for before, _ in reversed(pairs)])
 
 
 def _after() -> None:
-    _call_all([*_pending[::-1], loading.release])
+    if _under_way:  # else a program in C has forked without a word before
+        _call_all(_under_way.pop())
 
 
 def _call_all(calls: list[Callable[[], None]]) -> None:
@@ -78,7 +79,7 @@ def _call_all(calls: list[Callable[[], None]]) -> None:
 def _in_child() -> None:
     global generation
     generation += 1
-    _call_all([*_after_fork, _after])
+    _call_all([*_after_fork, _after, _under_way.clear])  # others that wanted to fork are not here
 
 
 if hasattr(os, "register_at_fork"):

@@ -572,3 +572,30 @@ def test_lock_object_in_a_child_says_not_held(url: str) -> None:
     assert in_child(work) == 0
     lock.release()
     locks.close()
+
+
+C_FORK = """
+import ctypes, os, sys
+from atomiclock import LockManager
+locks = LockManager(sys.argv[1])
+held = locks.acquire("held", timeout=5)
+libc = ctypes.PyDLL(None)  # which keeps the interpreter to itself, as uWSGI does
+child = ctypes.pythonapi.PyOS_AfterFork_Child, libc.fork()
+if child[1] == 0:
+    child[0]()
+    locks.acquire("mine", timeout=5).release()
+    print(held.lost, flush=True)
+    os._exit(0)
+print(os.waitpid(child[1], 0)[1], flush=True)
+"""
+
+
+def test_a_fork_by_c_code_that_tells_python_only_afterwards_is_one_too(url: str) -> None:
+    """As uWSGI's with `py-call-osafterfork`."""
+    if url.startswith("sqlite"):
+        pytest.skip("traits: SQLite must have no connection open across a fork, and nobody said that one comes")
+    with child(C_FORK, url) as process:
+        assert [line_of(process), line_of(process)] == ["True", "0"]
+        assert process.stderr is not None
+        process.wait(10)
+        assert process.stderr.read() == ""
