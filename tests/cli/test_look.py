@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from program import SOURCES, Program
-from servers import RedisServer, wait_until
+from servers import MemcachedServer, RedisServer, wait_until
 
 from atomiclock import LockLost, LockManager
 
@@ -73,6 +73,31 @@ def test_without_a_namespace_only_locks_are_listed(program: Program, redis_serve
         bare = program.json("ls", "--url", redis_server.url, "--namespace", "")
     assert [one["name"] for one in bare] == ["bare", "{in}braces"]
     assert program.json("ls", "--url", redis_server.url) == []
+
+
+def put_for_ever(server: Any) -> None:
+    """As somebody does by hand who knows of no ttl."""
+    if isinstance(server, RedisServer):
+        server.command("SET", "atomiclock:x", "foreign")
+    elif isinstance(server, MemcachedServer):
+        server.command("set atomiclock:x 0 0 7\r\nforeign")
+    else:
+        server.ctl("put", "atomiclock:x/1", "foreign")
+
+
+@pytest.mark.parametrize("backend", ["redis", "memcached", "etcd"])
+def test_a_lock_that_would_stay_for_ever_is_shown_as_such_and_can_be_broken(
+    program: Program, backend: str, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue(f"{backend}_server")
+    put_for_ever(server)
+    text = program("show", "x", "--url", server.url).stdout
+    assert "other software" in text
+    assert "for ever" in text
+    shown = program.json("show", "x", "--url", server.url)
+    assert shown["remaining"] is None
+    assert program("break", "x", "--token", shown["token"], "--url", server.url).returncode == 0
+    assert program("show", "x", "--url", server.url).returncode == 1
 
 
 def test_many_locks_are_all_listed(program: Program, redis_server: RedisServer) -> None:

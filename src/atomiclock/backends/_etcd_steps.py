@@ -166,7 +166,7 @@ def ask_again(place: Place, notes: Notes, ttl: float) -> Steps[Granted | Busy | 
         entry = yield from _own(place)
         if entry is None:
             return None
-        notes.update(lease=entry.lease, revision=entry.revision)
+        _found(place, notes, entry)
     around = [op(look=place.mine()), op(look=place.first()), op(look=place.last_two(notes["revision"]))]
     reply = yield from renew(place, notes, ttl, txn([], [*around], []), as_it_is=True)
     if reply is None:
@@ -220,8 +220,8 @@ def renew(place: Place, notes: Notes, ttl: float, beside: Call, as_it_is: bool =
             entry = yield from _own(place)
             if entry is None:
                 return None
-            lease = entry.lease
-            notes.update(lease=lease, revision=entry.revision)
+            _found(place, notes, entry)
+            lease = notes.get("lease", place.lease)
         sent, left = _process.clock(), seconds
         if as_it_is and notes.get("seconds") == seconds and "since" in notes and fresh(notes, ttl):
             reply = yield beside
@@ -231,20 +231,24 @@ def renew(place: Place, notes: Notes, ttl: float, beside: Call, as_it_is: bool =
         found = (ranges_of(checked(reply)) or [entries_of(reply)])[0]
         if not found or found[0].revision != notes.setdefault("revision", found[0].revision):
             return None
-        if found[0].lease != lease:  # an extension to another ttl, whose answer was lost
+        ours = is_ours(place, notes, found[0])
+        if ours and found[0].lease != lease:  # an extension to another ttl, whose answer was lost
             _forget_lease(notes)
-        elif not left:
+            continue
+        if ours and not left:
             return None
-        elif notes.get("seconds", left) == seconds:  # which may be less than the least that the cluster grants
+        # Which may be less than the least that the cluster grants; the lease of somebody else may be shorter.
+        if ours and notes.get("seconds", left) == seconds <= left:
             notes.update(seconds=seconds, since=sent)
             return checked(reply)
-        elif not (yield from _change_ttl(place, notes, found[0], seconds)):
+        if not (yield from _change_ttl(place, notes, found[0], seconds)):
             return None
     raise Unknown("its lease changed again and again")
 
 
 def _change_ttl(place: Place, notes: Notes, entry: Entry, seconds: int) -> Steps[bool]:
-    """Move our key to a new lease, since the ttl of one never changes. False if the key is gone."""
+    """Move our key to a new lease: the ttl of one never changes, and one that somebody else has put the key on may end
+    at any time. False if the key is gone."""
     lease, sent = new_lease(), _process.clock()
     notes.setdefault("leases", []).append(lease)  # noted first: it is revoked with the others, whatever happens here
     checked((yield grant(lease, seconds)))
@@ -253,9 +257,29 @@ def _change_ttl(place: Place, notes: Notes, entry: Entry, seconds: int) -> Steps
         yield revoke(lease)
         _forget_lease(notes)
         return True  # somebody else changed the lease: look again
+    ours = is_ours(place, notes, entry)
     notes.update(lease=lease, seconds=seconds, since=sent)
-    yield revoke(entry.lease)
+    if ours:
+        yield revoke(entry.lease)
     return True
+
+
+def is_ours(place: Place, notes: Notes, entry: Entry) -> bool:
+    """Whether our key is on a lease of ours. Anybody can put it on another one or on none, and it is our place still:
+    the create revision, by which the recipe goes, stays. What else is on that lease is not ours to prolong or to end.
+
+    Who did not note what he was granted goes by the token in its value.
+    """
+    if "own" in notes and "seconds" in notes:
+        return entry.lease in (place.lease, *notes.get("leases", ()))
+    return entry.lease == place.lease or (entry.lease != 0 and said_by(entry)[0] == place.token)
+
+
+def _found(place: Place, notes: Notes, entry: Entry) -> None:
+    """Note that our key is there."""
+    notes["revision"] = entry.revision
+    if is_ours(place, notes, entry):
+        notes["lease"] = entry.lease
 
 
 def _forget_lease(notes: Notes) -> None:

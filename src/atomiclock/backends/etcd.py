@@ -42,6 +42,7 @@ from ._etcd_steps import (
     found_by_token,
     fresh,
     holder_of,
+    is_ours,
     renew,
     shown,
     take,
@@ -162,7 +163,7 @@ class EtcdBackend:
             return False  # the lease may be that of somebody with the same token, who is about to put the key
         if not (removed and kept(self._spares, notes, mark)):
             named = {notes.get("own", lease_of(ask.token)), *notes.get("leases", ())}
-            for lease in {*named, *[entry.lease for entry in deleted_of(reply)]} - {0}:
+            for lease in {*named, *[entry.lease for entry in deleted_of(reply) if is_ours(place, notes, entry)]}:
                 try:
                     yield from end(lease)
                 except Unknown:
