@@ -115,6 +115,16 @@ def test_a_try_of_what_was_just_found_taken_is_one_look(etcd_server: EtcdServer,
         assert meter.read() == {"Range": 10}
 
 
+def test_a_release_is_as_cheap_however_often_the_ttl_was_changed(etcd_server: EtcdServer, locks: LockManager) -> None:
+    lease = locks.acquire("a", renew=False)
+    for number in range(20):
+        lease.extend(40 + number)
+    meter = Meter(etcd_server)
+    lease.release()
+    assert meter.read() == {"Txn": 1, "LeaseRevoke": 2}  # the one that names the key, and the last
+    assert etcd_server.keys() == etcd_server.leases() == []
+
+
 def test_a_renewal_is_one_message_and_one_look(etcd_server: EtcdServer, locks: LockManager) -> None:
     with locks.acquire("a") as lease, locks.acquire("b") as second:
         lease.extend()

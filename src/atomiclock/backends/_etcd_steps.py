@@ -260,7 +260,9 @@ def _change_ttl(place: Place, notes: Notes, entry: Entry, seconds: int) -> Steps
     ours = is_ours(place, notes, entry)
     notes.update(lease=lease, seconds=seconds, since=sent)
     if ours:
-        yield revoke(entry.lease)
+        done = yield revoke(entry.lease)
+        if entry.lease in notes["leases"] and not isinstance(done, Fault):  # else a release would end it once more
+            notes["leases"].remove(entry.lease)
     return True
 
 
