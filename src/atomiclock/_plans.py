@@ -63,9 +63,10 @@ class Terms(NamedTuple):
 class Patience:
     """How long to go on with a store that does not answer: at most the bound after it stopped to."""
 
-    __slots__ = ("at_once", "end", "pause", "since", "terms")
+    __slots__ = ("at_once", "end", "pause", "since", "terms", "unkept")
 
     def __init__(self, terms: Terms, end: float) -> None:
+        self.unkept: Unknown | None = None
         self.terms = terms
         self.end = end
         self.since: float | None = None
@@ -73,6 +74,8 @@ class Patience:
         self.at_once = 0
 
     def answered(self) -> None:
+        if self.unkept is not None:
+            return
         self.since = None
         self.pause = FIRST_PAUSE
 
@@ -83,6 +86,8 @@ class Patience:
             # A pooled connection that the server closed meanwhile says nothing about the server.
             self.at_once += 1
             return now
+        if error.unkept:
+            self.unkept = error
         if error.alive:
             self.since = None
         self.since = asked if self.since is None else self.since
@@ -221,7 +226,9 @@ class _Attempt:
 def _pause(hold: Hold, patience: Patience, error: Unknown, asked: float, verb: str) -> Plan[None]:
     again = patience.after(error, asked)
     if again is None:
-        raise BackendUnavailable(f"could not {verb} the lock {hold.name!r}: {error}", name=hold.name) from error
+        before = patience.unkept
+        why = error if before in (None, error) else f"{before} Then {error}"  # mostly that no time was left
+        raise BackendUnavailable(f"could not {verb} the lock {hold.name!r}: {why}", name=hold.name) from error
     if again > patience.terms.clock():
         yield Sleep(again)
 

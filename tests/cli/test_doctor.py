@@ -42,6 +42,7 @@ def test_a_redis_that_is_set_up_well_and_its_replica(program: Program, tmp_path:
         while "master_link_status:up" not in follower.command("INFO", "replication"):
             pass
         assert "1 replicas" in texts(program.json("doctor", server.url), "warn")
+        assert "1 replicas are connected" in texts(program.json("doctor", f"{server.url}?replicas=2"), "bad")
         done = program("doctor", follower.url)
         assert done.returncode == 1
         assert "give the URL of the primary" in done.stdout

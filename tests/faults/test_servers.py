@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,88 @@ def test_a_lock_counts_only_when_as_many_replicas_have_it_as_must(face: Face, tm
     finally:
         primary.stop()
         replica.stop()
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[list[RedisServer]]:
+    """A primary and two replicas that follow it."""
+    for name in ("primary", "first", "second"):
+        (tmp_path / name).mkdir()
+    primary = RedisServer(tmp_path / "primary", "--repl-diskless-sync-delay", "0").start()
+    to = ("--replicaof", f"127.0.0.1 {primary.port}")
+    servers = [primary, *(RedisServer(tmp_path / name, *to).start() for name in ("first", "second"))]
+    try:
+        wait_until(lambda: primary.command("INFO", "replication").count("state=online") == 2, 20)
+        yield servers
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_with_a_replica_too_few_nothing_is_granted_and_all_are_told_why(face: Face, group: list[RedisServer]) -> None:
+    primary, first, second = group
+    both, more = (face.manager(f"{primary.url}?replicas={number}") for number in (2, 3))
+    why = "{} replicas have it, where replicas={} must"
+    for timeout in (0, 0.5, 1.5):
+        with pytest.raises(BackendUnavailable, match=why.format(2, 3)):
+            more.acquire(f"y {timeout}", timeout=timeout)
+    held = both.acquire("x", ttl=6)
+    assert first.command("GET", KEY) == second.command("GET", KEY) == held.token
+    with second.frozen():
+        with pytest.raises(BackendUnavailable, match=why.format(1, 2)):
+            held.extend()
+        for timeout in (0, 0.5, 1.5):
+            with pytest.raises(BackendUnavailable, match=why.format(1, 2)):
+                both.acquire(f"z {timeout}", timeout=timeout)
+        wait_until(lambda: held.lost, 6 + SLACK, "renewals that are not confirmed are none")
+        wait_until(lambda: not [key for key in primary.keys() if key[0] != "{"], 10, "all is taken back")  # noqa: SIM118
+    with both.acquire("z", timeout=10):
+        assert second.command("EXISTS", "atomiclock:z") == "1"
+
+
+def test_contenders_for_a_lock_that_replicas_do_not_confirm_are_told_and_do_not_take_turns_for_ever(
+    face: Face, redis_server: RedisServer
+) -> None:
+    """Each finds it taken while another tries: that is no sign that the store keeps what it grants."""
+    told: list[str] = []
+
+    def wait(locks: Any) -> None:
+        with pytest.raises(BackendUnavailable) as caught:
+            locks.acquire("x")
+        told.append(str(caught.value))
+
+    managers = [face.manager(f"{redis_server.url}?replicas=1&io_timeout=1") for _ in range(3)]
+    threads = [threading.Thread(target=wait, args=(locks,), daemon=True) for locks in managers]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(told) == 3, 15)
+    assert all("0 replicas have it, where replicas=1 must" in text for text in told)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_replica_that_was_cut_off_and_is_promoted_lets_in_another_unless_all_had_to_have_the_lock(
+    face: Face, group: list[RedisServer], replicas: int
+) -> None:
+    primary, first, second = group
+    with wire_to(primary.port) as wire:
+        locks = face.manager(f"redis://127.0.0.1:{wire.port}?replicas={replicas}")
+        second.command("REPLICAOF", "127.0.0.1", "1")  # it hears no more of the primary
+        if replicas == 2:
+            with pytest.raises(BackendUnavailable):
+                locks.try_acquire("x")
+        else:
+            lease = locks.acquire("x", ttl=6)
+            assert first.command("GET", KEY) == lease.token
+        primary.kill()
+        second.command("REPLICAOF", "NO", "ONE")
+        wire.upstream = second.port
+        later = face.manager(second.url).acquire("x", timeout=5)
+        if replicas == 1:  # two holders
+            assert later.fence > lease.fence
+            wait_until(lambda: lease.lost, 6 / 3 + SLACK, "told within one renewal interval")
+            with pytest.raises(LockLost):
+                lease.release()
+        later.release()  # which nobody has touched
 
 
 def test_a_redis_that_evicts_is_told_within_one_renewal_interval(face: Face, tmp_path: Path) -> None:

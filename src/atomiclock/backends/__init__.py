@@ -161,11 +161,15 @@ class Unknown(Exception):
 
     `sent`: the request may have reached the store, now or later. `fresh`: it went over a new connection, so
     to try again at once is not promising. `alive`: the store is there and will answer before long, so who has
-    time waits for it. The message is for people and has no secrets.
+    time waits for it. `unkept`: it answers and cannot keep what it grants; that it says no in between, since others
+    try the same, is no sign of better times. The message is for people and has no secrets.
     """
 
-    def __init__(self, message: str, *, sent: bool = True, fresh: bool = True, alive: bool = False) -> None:
+    def __init__(
+        self, message: str, *, sent: bool = True, fresh: bool = True, alive: bool = False, unkept: bool = False
+    ) -> None:
         super().__init__(message)
+        self.unkept = unkept
         self.sent = sent
         self.fresh = fresh
         self.alive = alive

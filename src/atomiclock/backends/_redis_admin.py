@@ -92,11 +92,11 @@ def _seen(key: str, replies: list[Any], now: float) -> Seen | None:
     return Seen(key, Holder(info.owner, text, info.fence, remaining), age, awaited=waiting == 1)
 
 
-def diagnose(backend: RedisBackend) -> Steps[list[Finding]]:  # noqa: ARG001  # the server is the channel's
+def diagnose(backend: RedisBackend) -> Steps[list[Finding]]:
     info = _facts(checked((yield pack(b"INFO"))).decode("utf-8", "replace"))
     fsync = yield from _config("appendfsync")
     saves = yield from _config("save")
-    return [*_server(info), *_memory(info), *_persistence(info, fsync, saves), *_replication(info)]
+    return [*_server(info), *_memory(info), *_persistence(info, fsync, saves), *_replication(info, backend._replicas)]
 
 
 def _facts(text: str) -> dict[str, str]:
@@ -161,10 +161,13 @@ def _persistence(info: dict[str, str], fsync: str | None, saves: str | None) -> 
     return found
 
 
-def _replication(info: dict[str, str]) -> list[Finding]:
+def _replication(info: dict[str, str], wanted: int) -> list[Finding]:
     if info.get("role") != "master":
         return [Finding("bad", "it is a replica, which takes no locks", "give the URL of the primary")]
     replicas = int(info.get("connected_slaves", "0"))
+    if replicas < wanted:
+        text = f"{replicas} replicas are connected, where replicas={wanted} must have a lock: none can be acquired"
+        return [Finding("bad", text, "start those that are missing, or ask for fewer")]
     if not replicas:
         return [Finding("ok", "no replicas: no failover can give a lock to two")]
     text = f"{replicas} replicas: one that is promoted may not have the latest locks, so two may hold one"

@@ -210,7 +210,7 @@ class RedisBackend:
             raise Unknown("it was gone as soon as it was added", sent=False)
         if copies < self._replicas:
             yield from self.remove(Remove(ask.key, ask.token, 0, ask.deadline, ask.notes))
-            raise Unknown(self._too_few(copies), sent=False)
+            raise Unknown(self._too_few(copies), sent=False, unkept=True)
         return answer
 
     def _extended(self, ask: Add | Wait | Extend) -> Steps[tuple[bool, int]]:
@@ -220,7 +220,9 @@ class RedisBackend:
         """
         rest = _to_extend(ask)
         while True:
-            left = ask.deadline - _process.clock()
+            left = min(
+                ask.deadline - _process.clock(), self.request_bound / 2
+            )  # of a wait that was woken there is more
             wait = milliseconds(max(0.001, left / 2 - BLPOP_LATE))  # and as long to take it back
             told = b"*3\r\n" + bulk(b"WAIT") + bulk(b"%d" % self._replicas) + bulk(b"%d" % wait)
             reply, copies = yield Several.of([EXTEND.short + rest, told])
@@ -252,7 +254,7 @@ class RedisBackend:
         if self._replicas:
             kept, copies = yield from self._extended(ask)
             if kept and copies < self._replicas:
-                raise Unknown(self._too_few(copies))
+                raise Unknown(self._too_few(copies), unkept=True)
             return kept
         rest = _to_extend(ask)
         reply = yield EXTEND.short + rest
