@@ -123,6 +123,12 @@ async def _rest(channel: AsyncChannel, steps: Any, reply: Any, deadline: float) 
         return error
 
 
+def look_for_ourselves(hold: Hold) -> None:
+    """Warn if this task holds what it is about to wait for without end, through another manager."""
+    if any(_is_ours(other) for other in keeper().book.live if other.key == hold.key):
+        warn_stuck(hold, "task")
+
+
 def _is_ours(front: Hold | None) -> bool:
     """Whether the running task is inside the `async with` block that holds `front`."""
     lease = None if front is None or front.state != HELD or front.lease is None else front.lease()

@@ -41,7 +41,7 @@ class AsyncLockManager:
         handover: bool = TRUE,
     ) -> None:
         given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay, handover)
-        self._core = Core(url, client, given, "async")
+        self._core = Core(url, client, given, "async", _async.look_for_ourselves)
         self._store: _async.AsyncStore = self._core.performer("virtual_async_store", _async.AsyncStore)
 
     def acquire(

@@ -52,7 +52,7 @@ _labels = _Labels()
 class Core:
     """A backend with its options. `given` beats the URL's options, and these beat `configure()`'s."""
 
-    def __init__(self, url: object, client: object, given: Mapping[str, Any], colour: str) -> None:
+    def __init__(self, url: object, client: object, given: Mapping[str, Any], colour: str, ours: Any) -> None:
         if url is not None and not isinstance(url, str) and client is None:
             url, client = None, url
         if url is not None and client is not None:
@@ -74,7 +74,7 @@ class Core:
         wait_adds = bool(getattr(self.backend, "wait_adds", False))
         batch = BATCH if getattr(self.backend, "pipelines", False) else 1
         clock = getattr(self.backend, "virtual_clock", _process.clock)  # that of a fake in a test
-        self.terms = Terms(clock, random.random, self.backend.request_bound, late_adds, batch, wait_adds)
+        self.terms = Terms(clock, random.random, self.backend.request_bound, late_adds, batch, wait_adds, ours)
         polls = self.backend.traits.waits == "poll"
         self.pause = float(getattr(self.backend, "longest_pause", 0.1)) if polls else 0.0
         self.in_line = not hasattr(self.backend, "virtual_clock")  # a line waits by the real one

@@ -54,7 +54,7 @@ class LockManager:
         handover: bool = TRUE,
     ) -> None:
         given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay, handover)
-        self._core = Core(url, client, given, "sync")
+        self._core = Core(url, client, given, "sync", _sync.look_for_ourselves)
         refuse_cancel(self._core.options())
         self._store: _sync.Store = self._core.performer("virtual_store", _sync.Store)
 

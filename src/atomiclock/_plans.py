@@ -53,6 +53,8 @@ class Terms(NamedTuple):
     """How many renewals the store takes in one go."""
     wait_adds: bool = False
     """Whether a wait ends with an add, and its answer is that of the add."""
+    ours: Callable[[Hold], None] | None = None
+    """Told of an attempt that begins to wait without end for a holder with its own label: perhaps for itself."""
 
     @property
     def each(self) -> float:
@@ -202,6 +204,8 @@ class _Attempt:
         now = self.terms.clock()
         if busy is None:
             self.latency = now - sent
+            if self.deadline == math.inf and answer and answer.owner == self.hold.owner and self.terms.ours:
+                self.terms.ours(self.hold)
         # Woken too late for one more request: the wake-up is passed on when the attempt is abandoned.
         if self.once or (answer is None and now >= self.deadline):
             raise self._timed_out(answer or busy)

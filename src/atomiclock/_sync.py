@@ -105,23 +105,28 @@ class Store:
 
         Raises `LockTimeout`, or `BackendUnavailable` if who is in front got no answer.
         """
-        if timeout is None:
-            self._look_for_ourselves(ticket.hold)
+        if timeout is None and (front := lines.front(ticket.hold.key)) is not None and _is_ours(front, ticket.hold):
+            warn_stuck(ticket.hold)
         for seconds in lines.stand(ticket, keeper, begun, timeout):
             ticket.gate.wait(seconds)
-
-    def _look_for_ourselves(self, hold: Hold) -> None:
-        """Warn if this thread holds what it is about to wait for without end."""
-        front = self.lines.front(hold.key)
-        if front is None or front.label is not None or hold.label is not None:
-            return
-        if front.state == HELD and front.owner is hold.owner:  # made once for each thread
-            warn_stuck(hold)
 
     def close(self) -> None:
         """Close what is open; a later ask opens it again."""
         if self._channel is not None and self._generation == _process.generation:
             self._channel.close()
+
+
+def look_for_ourselves(hold: Hold) -> None:
+    """Warn if this thread holds what it is about to wait for without end, through another manager."""
+    with keeper.book.mutex:
+        kept = list(keeper.book.live)
+    if any(_is_ours(other, hold) for other in kept if other.key == hold.key):
+        warn_stuck(hold)
+
+
+def _is_ours(front: Hold, hold: Hold) -> bool:
+    """Whether the thread of `hold` has the lock through `front`: a label that nobody chose is made once for each."""
+    return front.state == HELD and front.owner is hold.owner and front.label is None and hold.label is None
 
 
 class ThreadGate:

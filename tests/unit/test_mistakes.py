@@ -319,6 +319,64 @@ def test_a_task_that_waits_for_itself_without_end_is_told(caplog: pytest.LogCapt
     assert ["this task waits" in record.getMessage() for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize("place", ["memory://two", "sqlite:///{}/locks.db"])
+def test_who_waits_for_itself_through_another_manager_is_told(
+    caplog: pytest.LogCaptureFixture, place: str, tmp_path: Path
+) -> None:
+    """And not one that waits for another thread or task, though its label be the same."""
+    url = place.format(tmp_path)
+
+    with LockManager(url) as outer, LockManager(url) as inner:
+        lease = outer.acquire("u")
+        waits = threading.Thread(
+            target=lambda: inner.acquire("u").release(), name=threading.current_thread().name, daemon=True
+        )
+        waits.start()
+        wait_until(lambda: (front := inner._store.lines.front("atomiclock:u")) and front.waited, what="it waits")
+        lease.release()
+        waits.join()
+        assert not caplog.records, "it waited for another thread"
+        lease = outer.acquire("u")
+        timer = threading.Thread(target=lambda: (wait_until(lambda: caplog.records), lease.release()))
+        timer.start()
+        inner.acquire("u").release()
+        timer.join()
+    (told,) = caplog.records
+    assert "this thread waits without a timeout for the lock 'u', which it holds itself" in told.getMessage()
+
+
+@pytest.mark.parametrize("place", ["memory://two-tasks", "sqlite:///{}/locks.db"])
+def test_a_task_that_waits_for_itself_through_another_manager_is_told(
+    caplog: pytest.LogCaptureFixture, place: str, tmp_path: Path
+) -> None:
+    url = place.format(tmp_path)
+
+    async def twice(outer: AsyncLockManager, inner: AsyncLockManager, entered: list[AsyncLease]) -> None:
+        async with outer.acquire("u") as lease:
+            entered.append(lease)
+            async with inner.acquire("u") as lease:
+                entered.append(lease)
+
+    async def main() -> None:
+        async with AsyncLockManager(url) as outer, AsyncLockManager(url) as inner:
+            entered: list[AsyncLease] = []
+            lease = await inner.acquire("u")
+            other = asyncio.create_task(twice(inner, outer, entered))
+            third = asyncio.create_task(outer.acquire("u"))
+            await asyncio.sleep(0.1)
+            assert not caplog.records, "they wait for another task"
+            third.cancel()
+            await lease.release()
+            while not caplog.records:  # noqa: ASYNC110  # a log is no event
+                await asyncio.sleep(0.01)
+            await entered[0].release()
+            await asyncio.wait_for(other, 10)
+            assert len(entered) == 2
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert ["this task waits" in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_who_waits_for_itself_is_told_that_a_lock_is_not_reentrant() -> None:
     with locks.acquire("k"):
         with pytest.raises(LockTimeout, match="our own label, and a lock is not re-entrant"):
