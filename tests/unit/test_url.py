@@ -47,6 +47,12 @@ def test_what_is_no_text_is_refused(url: Any) -> None:
             manager(url)
 
 
+@pytest.mark.parametrize("url", ["redis://a,b", "valkey://a:6379,b:6380/0", "memcached://a:1,b:2"])
+def test_several_servers_are_refused_where_a_lock_must_live_on_one(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="takes one server"):
+        LockManager(url)
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
