@@ -220,9 +220,7 @@ class RedisBackend:
         """
         rest = _to_extend(ask)
         while True:
-            left = min(
-                ask.deadline - _process.clock(), self.request_bound / 2
-            )  # of a wait that was woken there is more
+            left = min(ask.deadline - _process.clock(), self.request_bound / 2)  # a wait's is longer
             wait = milliseconds(max(0.001, left / 2 - BLPOP_LATE))  # and as long to take it back
             told = b"*3\r\n" + bulk(b"WAIT") + bulk(b"%d" % self._replicas) + bulk(b"%d" % wait)
             reply, copies = yield Several.of([EXTEND.short + rest, told])
