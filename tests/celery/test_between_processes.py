@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ def app(url: str) -> Iterator[Celery]:
     app = Celery("between", broker="memory://", set_as_current=False)
     app.conf.update(atomiclock_url=url, task_default_queue=url)
     app.task(name="t", acks_late=True)(_nothing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Celery gives each app the tasks of all others, and other tests have namesakes
+        app.finalize()
     yield app
     app.close()
 
