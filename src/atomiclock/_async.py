@@ -18,7 +18,7 @@ from ._lease import warn_dropped, warn_lost, warn_stuck
 from ._line import Lines, Ticket
 from ._loops import ByLoop
 from ._plans import Plan, Sleep, Terms, ended
-from .backends import AsyncChannel, Backend, Unknown, verbs_of
+from .backends import AsyncChannel, Backend, Unknown, after_part_of, verbs_of
 from .errors import LockError
 
 T = TypeVar("T")
@@ -67,7 +67,11 @@ class AsyncStore:
                 request = steps.send(value)
             except StopIteration as done:
                 return done.value
-            value = await call(request, deadline)
+            try:
+                value = await call(request, deadline)
+            except Unknown as error:
+                after_part_of(type(ask), value, error)
+                raise
 
     async def _open(self) -> AsyncChannel:
         self._verbs = verbs_of(self.backend)

@@ -16,7 +16,7 @@ from ._lease import warn_dropped, warn_lost, warn_stuck
 from ._line import Lines, Ticket
 from ._plans import Plan, Sleep, Terms, ended
 from ._post import Post
-from .backends import Backend, Channel, Unknown, verbs_of
+from .backends import Backend, Channel, Unknown, after_part_of, verbs_of
 from .errors import LockError
 
 T = TypeVar("T")
@@ -60,11 +60,16 @@ class Store:
             self._open()
         call, deadline, value = self._channel.call, ask.deadline, None  # type: ignore[union-attr]  # just made
         send = self._verbs[kind](ask).send
-        try:
-            while True:
-                value = call(send(value), deadline)
-        except StopIteration as done:
-            return done.value
+        while True:
+            try:
+                request = send(value)
+            except StopIteration as done:
+                return done.value
+            try:
+                value = call(request, deadline)
+            except Unknown as error:
+                after_part_of(kind, value, error)
+                raise
 
     def _open(self) -> None:
         """Begin anew. Connections of a parent are left alone: to close them could be heard at the other end."""

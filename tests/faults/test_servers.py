@@ -13,7 +13,10 @@ from colours import Face
 from servers import RedisServer, wait_until
 from wire import wire_to
 
-from atomiclock import BackendUnavailable, LockLost
+from atomiclock import BackendRefused, BackendUnavailable, LockLost
+from atomiclock.backends import Unknown
+from atomiclock.backends._wire_pool import WireChannel
+from atomiclock.backends._wire_tasks import AsyncWireChannel
 
 KEY = "atomiclock:x"
 SLACK = 1.5
@@ -116,6 +119,40 @@ def test_with_a_replica_too_few_nothing_is_granted_and_all_are_told_why(face: Fa
         wait_until(lambda: not [key for key in primary.keys() if key[0] != "{"], 10, "all is taken back")  # noqa: SIM118
     with both.acquire("z", timeout=10):
         assert second.command("EXISTS", "atomiclock:z") == "1"
+
+
+@pytest.mark.parametrize("timeout", [0, 0.5])
+def test_who_may_not_wait_for_replicas_is_refused_and_leaves_no_lock(
+    face: Face, own_redis: RedisServer, timeout: float
+) -> None:
+    """The lock is set by then."""
+    allowed = ["evalsha", "eval", "set", "get", "del", "pexpire", "pttl", "exists", "time", "rpush", "blpop"]
+    own_redis.command("ACL", "SETUSER", "locker", "on", ">pw", "~*", "-@all", *[f"+{word}" for word in allowed])
+    locks = face.manager(f"redis://locker:pw@127.0.0.1:{own_redis.port}?replicas=1")
+    with pytest.raises(BackendRefused, match="NOPERM") as caught:
+        locks.acquire("x", timeout=timeout)
+    wait_until(lambda: own_redis.command("EXISTS", KEY) == "0", 5, "it is taken back")
+    assert "WAIT" in str(caught.value)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.3])
+def test_an_acquire_whose_second_request_was_not_sent_leaves_no_lock(
+    face: Face, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, timeout: float
+) -> None:
+    """The first has set it: no time was left for a connection to wait for replicas over."""
+    channel = WireChannel if face.colour == "sync" else AsyncWireChannel
+    call = channel.call
+
+    def fail(self: Any, request: Any, deadline: float) -> Any:
+        if isinstance(request, bytes) and b"WAIT" in request:
+            raise Unknown("no time was left", sent=False)
+        return call(self, request, deadline)
+
+    monkeypatch.setattr(channel, "call", fail)
+    locks = face.manager(f"{redis_server.url}?replicas=1")
+    with pytest.raises(BackendUnavailable, match="no time was left"):
+        locks.acquire("x", timeout=timeout)
+    wait_until(lambda: redis_server.command("EXISTS", KEY) == "0", 5, "it is taken back")
 
 
 def test_contenders_for_a_lock_that_replicas_do_not_confirm_are_told_and_do_not_take_turns_for_ever(

@@ -175,6 +175,13 @@ class Unknown(Exception):
         self.alive = alive
 
 
+def after_part_of(kind: type, reply: Any, error: Unknown) -> None:
+    """Note in `error` what it means for a verb of `kind` whose last reply was `reply`: an add of which a part was done
+    may have taken the lock, although its next request was not sent."""
+    if reply is not None and kind in (Add, Wait):
+        error.sent = True
+
+
 class Channel(Protocol):
     """Performs an adapter's requests for threads. Never used across a fork."""
 

@@ -40,7 +40,8 @@ def advice(code: str) -> str:
     if code == "READONLY":
         return "this is a replica: give the URL of the primary"
     if code == "NOPERM":
-        return "on the lock's keys the user needs EVALSHA EVAL SET GET DEL PEXPIRE PTTL EXISTS TIME RPUSH BLPOP"
+        needs = "EVALSHA EVAL SET GET DEL PEXPIRE PTTL EXISTS TIME RPUSH BLPOP, and WAIT with replicas="
+        return f"on the lock's keys the user needs {needs}"
     return "check user and password in redis://user:password@host"
 
 

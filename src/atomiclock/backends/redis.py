@@ -27,7 +27,7 @@ import redis.asyncio
 from .. import _process
 from .._options import bound_from_text
 from .._url import URL, mask
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, LockError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
 from ._redis_dial import NOT_OURS, async_dial, dial
 from ._redis_errors import checked, refuses
@@ -205,7 +205,11 @@ class RedisBackend:
         """`answer`, if it is no grant or enough replicas have it. Else it is taken back, and `Unknown` raised."""
         if not self._replicas or type(answer) is not Granted:
             return answer
-        kept, copies = yield from self._extended(ask)
+        try:
+            kept, copies = yield from self._extended(ask)
+        except LockError:  # it refuses us: that it did nothing is not true of the add
+            yield from self.remove(Remove(ask.key, ask.token, 0, ask.deadline, ask.notes))
+            raise
         if not kept:
             raise Unknown("it was gone as soon as it was added", sent=False)
         if copies < self._replicas:
