@@ -123,8 +123,7 @@ class Store:
 
 def look_for_ourselves(hold: Hold) -> None:
     """Warn if this thread holds what it is about to wait for without end, through another manager."""
-    with keeper.book.mutex:
-        kept = list(keeper.book.live)
+    kept = list(keeper.book.live)  # in one step, whatever other threads do to it
     if any(_is_ours(other, hold) for other in kept if other.key == hold.key):
         warn_stuck(hold)
 
