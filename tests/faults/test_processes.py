@@ -590,11 +590,12 @@ print(os.waitpid(child[1], 0)[1], flush=True)
 """
 
 
-def test_a_fork_by_c_code_that_tells_python_only_afterwards_is_one_too(url: str) -> None:
+@pytest.mark.parametrize("backend", ["redis", "memcached"])  # SQLite must be told before, and etcd's grpcio too
+def test_a_fork_by_c_code_that_tells_python_only_afterwards_is_one_too(
+    backend: str, request: pytest.FixtureRequest
+) -> None:
     """As uWSGI's with `py-call-osafterfork`."""
-    if url.startswith("sqlite"):
-        pytest.skip("traits: SQLite must have no connection open across a fork, and nobody said that one comes")
-    with child(C_FORK, url) as process:
+    with child(C_FORK, url_of(backend, request)) as process:
         assert [line_of(process), line_of(process)] == ["True", "0"]
         assert process.stderr is not None
         process.wait(10)
