@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from . import _async, _observe, _plans, _process
@@ -175,7 +176,7 @@ class AsyncLockManager:
             lines.fail(hold, error, left)
             raise
         hold.fence = core.fence(hold.fence)
-        return lines.granted(hold)
+        return lines.followed(hold)
 
     async def _try_acquire(self, hold: Hold) -> AsyncLease | None:
         try:
@@ -211,11 +212,14 @@ class AsyncLockManager:
 
     async def _release(self, hold: Hold) -> None:
         _async.keeper().discard(hold)
-        lines = self._store.lines
+        lines, left = self._store.lines, None
         try:
-            if lines.pass_on(hold):
-                return
-            await self._store.run(_plans.release(hold, self._core.terms))
+            if lines.followed(hold):
+                if lines.pass_on(hold):
+                    return
+                if not hold.waited:  # else another process may be the next
+                    left = partial(lines.leave, hold)
+            await self._store.run(_plans.release(hold, self._core.terms, left))
             if hold.lingers:
                 _async.keeper().bury(hold)
         except (LockLost, NotHeld):

@@ -74,7 +74,7 @@ class Core:
         wait_adds = bool(getattr(self.backend, "wait_adds", False))
         batch = BATCH if getattr(self.backend, "pipelines", False) else 1
         clock = getattr(self.backend, "virtual_clock", _process.clock)  # that of a fake in a test
-        self.terms = Terms(clock, random.random, self.backend.request_bound, late_adds, batch, wait_adds, ours)
+        self.terms = Terms(clock, random.random, self.backend.request_bound / 2, late_adds, batch, wait_adds, ours)
         polls = self.backend.traits.waits == "poll"
         self.pause = float(getattr(self.backend, "longest_pause", 0.1)) if polls else 0.0
         self.in_line = not hasattr(self.backend, "virtual_clock")  # a line waits by the real one
@@ -107,6 +107,8 @@ class Core:
 
     def options_for(self, name: str, given: Mapping[str, Any] | None = None) -> Options:
         """The same for a lock, whose name an error then carries."""
+        if not given and self._version == _options.version:
+            return self._options
         try:
             return self.options(given)
         except ConfigurationError as error:
@@ -134,7 +136,8 @@ class Core:
         key, owner = key_of(options.namespace, name), options.owner
         owner = default_owner() if owner is None else owner
         hold = make(name, key, owner, token or _process.new_token(), options, io)
-        hold.handover = options.handover and self._hands_over
+        if not self._hands_over:
+            hold.handover = False
         return hold
 
     def begin_anew(self, hold: Hold) -> None:

@@ -22,7 +22,8 @@ def margin(ttl: float) -> float:
     One percent for clocks that run at different rates (as Redlock allows) and for telling the holder in
     time, and 2 ms for the store's rounding; never more than a tenth of a very short ttl.
     """
-    return min(0.002 + ttl / 100, ttl / 10)
+    slack, most = 0.002 + ttl / 100, ttl / 10
+    return slack if slack < most else most
 
 
 class Hold:
@@ -117,7 +118,8 @@ class Hold:
     def granted(self, sent: float, now: float, fence: int | None, repeated: bool) -> bool:
         """The store says yes to what left at `sent`. False if the lease is over by `now` already."""
         self.claimed = True
-        self.in_flight = max(0, self.in_flight - (2 if repeated else 1))
+        others = self.in_flight - (2 if repeated else 1)
+        self.in_flight = others if others > 0 else 0
         self.fence = fence
         valid_until = sent + self.ttl - margin(self.ttl)
         if now >= valid_until:
@@ -247,6 +249,8 @@ class Hold:
 
     def require(self, now: float, releasing: bool = False) -> None:
         """Raise `LockLost` or `NotHeld` unless held, or, for a release, unless its release is still unanswered."""
+        if self.state == HELD and now < self.valid_until and self.generation == _process.generation:
+            return
         if self.over(now):
             self.raise_lost()
         if self.state != HELD and not (releasing and self.state == RELEASING):
@@ -261,4 +265,7 @@ class Hold:
 
     def released(self, removed: bool, late_adds: bool) -> None:
         self.state = RELEASED
-        self.settled(removed, late_adds)
+        if self.in_flight:
+            self.settled(removed, late_adds)
+        else:
+            self.claimed = self.waited = False

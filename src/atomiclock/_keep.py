@@ -82,10 +82,10 @@ class Book:
 
         True if the keeper must be woken for it.
         """
+        first = needed_at(hold)
         with self.mutex:
             self.live.add(hold)
             self._new[hold] = None
-            first = needed_at(hold)
             if first >= self._asleep_until:
                 return False
             # It is woken for that at the latest: who adds a later one must not put it off.
@@ -221,7 +221,8 @@ def _end(hold: Hold) -> float:
 
 def needed_at(hold: Hold) -> float:
     """When `hold` needs attention. Who wakes the keeper for it must not wake it later: `Book.add` counts on that."""
-    return -math.inf if hold.state == LOST else min(hold.due, hold.valid_until)
+    due, end = hold.due, hold.valid_until
+    return -math.inf if hold.state == LOST else due if due < end else end
 
 
 def keep(book: Book, terms: Callable[[Hold], Terms], clock: Callable[[], float]) -> Plan[None]:

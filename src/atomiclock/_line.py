@@ -106,7 +106,7 @@ class Lines:
                 self._advance(hold.key, line)
             return ticket
 
-    def granted(self, hold: Hold) -> bool:
+    def followed(self, hold: Hold) -> bool:
         """Whether others wait behind `hold`, to which the store has granted the lock."""
         line = self._lines.get(hold.key)
         return line is not None and line.front is hold and bool(line.waiting)
@@ -225,6 +225,9 @@ class Lines:
         with self._mutex:
             if self._lines.get(hold.key) is not line:
                 return  # another release of the same came first, and others have begun a line since
+            if line.front is hold and not line.waiting and line.passing is None:
+                self._lines.pop(hold.key, None)
+                return
             if line.passing is not None:
                 self._complete(line)
             if line.waiting:

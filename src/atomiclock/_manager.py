@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _observe, _plans, _process, _sync
 from ._core import Core, named, unavailable
 from ._hints import Missing, refuse_cancel, warn_in_event_loop
 from ._hold import HELD, LOST, Hold, margin
+from ._line import Lines
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
 from ._sync_lease import Lease
 from ._sync_lock import ManagedLock
@@ -239,10 +241,11 @@ class LockManager:
 
     def _acquire(self, hold: Hold, timeout: float | None) -> Lease:
         """The lease of `hold`. Whatever is raised meanwhile, even by a signal, leaves nothing behind."""
+        lines = self._store.lines
         try:
-            followed = self._get(hold, timeout)
+            self._get(hold, timeout, lines)
             lease = Lease(hold, self)
-            if hold.renew or hold.on_lost is not None or followed or _observe.observers:
+            if hold.renew or hold.on_lost is not None or _observe.observers or lines.followed(hold):
                 _sync.keeper.add(hold)  # also to tell of its end, which nobody may look at
             if _observe.observers:
                 _observe.acquired(hold)
@@ -258,24 +261,25 @@ class LockManager:
                 _observe.failed(hold, error)
             raise
 
-    def _get(self, hold: Hold, timeout: float | None) -> bool:
-        """Get the lock for `hold`, from the store or from within this process. True if others wait behind."""
-        core, store = self._core, self._store
-        begun, lines, rest = core.terms.clock(), store.lines, 0.0
-        ticket = lines.enter(hold, _sync.ThreadGate) if core.in_line and timeout != 0 else None
-        if ticket is not None:
-            store.stand(lines, ticket, begun, timeout)
-            if hold.state == HELD:
-                return False
-            rest = lines.rest(hold, core.pause) if core.pause else 0.0
+    def _get(self, hold: Hold, timeout: float | None, lines: Lines) -> None:
+        """Get the lock for `hold`, from the store or from within this process."""
+        core, store, rest = self._core, self._store, 0.0
+        terms = core.terms
+        begun = terms.clock()
+        if core.in_line and timeout != 0:
+            ticket = lines.enter(hold, _sync.ThreadGate)
+            if ticket is not None:
+                store.stand(lines, ticket, begun, timeout)
+                if hold.state == HELD:
+                    return
+                rest = lines.rest(hold, core.pause) if core.pause else 0.0
         try:
-            store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))
+            store.run(_plans.acquire(hold, timeout, terms, begun, rest))
         except BackendUnavailable as error:
-            left = math.inf if timeout is None else begun + timeout - core.terms.clock()
+            left = math.inf if timeout is None else begun + timeout - terms.clock()
             lines.fail(hold, error, left)
             raise
         hold.fence = core.fence(hold.fence)
-        return lines.granted(hold)
 
     def _take_back(self, hold: Hold, error: BaseException) -> None:
         """Leave nothing of an attempt that failed or was interrupted; what takes longer, in the background."""
@@ -296,20 +300,28 @@ class LockManager:
                 keeper.bury(hold)
 
     def _release(self, hold: Hold) -> None:
-        lines = self._store.lines
+        store = self._store
+        lines, keeper, left = store.lines, _sync.keeper, None
         try:
-            _sync.keeper.discard(hold)
-            if lines.pass_on(hold):
-                return
-            self._store.run(_plans.release(hold, self._core.terms))
+            if lines.followed(hold):
+                keeper.discard(hold)  # first: whoever it is passed on to is kept instead
+                if lines.pass_on(hold):
+                    return
+                if not hold.waited:  # else another process may be the next
+                    left = partial(lines.leave, hold)
+            store.run(_plans.release(hold, store.terms, left))
+            keeper.discard(hold)  # now that the store has been told: a hold that is being released is not renewed
             if hold.lingers:
-                _sync.keeper.bury(hold)
+                keeper.bury(hold)
         except (LockLost, NotHeld):
+            keeper.discard(hold)
             if hold.lingers and hold.generation == _process.generation:
-                _sync.keeper.bury(hold)
+                keeper.bury(hold)
             raise
         except BaseException as error:
-            if not lines.passed(hold):
+            if lines.passed(hold):
+                keeper.discard(hold)
+            else:
                 self._take_back(hold, error)
             named(error, hold.name)
             raise

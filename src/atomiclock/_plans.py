@@ -12,9 +12,9 @@ from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from . import _observe
-from ._hold import HELD, Hold
+from ._hold import Hold
 from ._names import presentable
-from .backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait
+from .backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait, quick
 from .errors import BackendUnavailable, ConfigurationError, LockTimeout
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 
 
 def ended(plan: Plan[Any]) -> bool:
-    """Whether `plan` has returned or raised."""
+    """Whether `plan`, or a verb, has returned or raised."""
     return getattr(plan, "gi_frame", None) is None
 
 
@@ -41,12 +41,12 @@ class Sleep(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What the plans need from their surroundings: the clock, randomness in [0, 1), and how long a call may take
-    in seconds when the store does not answer and the caller sets no tighter deadline."""
+    """What the plans need from their surroundings: the clock, randomness in [0, 1), and for how long to wait."""
 
     clock: Clock
     random: Callable[[], float]
-    bound: float
+    each: float
+    """Seconds for one request: half of `bound`, so that one whose answer is lost can be repeated within it."""
     late_adds: bool = False
     """Whether an add may take the lock although its token was removed before it arrived."""
     batch: int = 1
@@ -57,9 +57,9 @@ class Terms(NamedTuple):
     """Told of an attempt that begins to wait without end for a holder with its own label: perhaps for itself."""
 
     @property
-    def each(self) -> float:
-        """Seconds for one request: half, so that one whose answer is lost can be repeated within the bound."""
-        return self.bound / 2
+    def bound(self) -> float:
+        """Seconds that a call may take when the store does not answer and the caller sets no tighter deadline."""
+        return 2 * self.each
 
 
 class Patience:
@@ -129,15 +129,20 @@ def acquire(
         except ConfigurationError:  # the store is sure that it did nothing
             hold.in_flight -= adds
             raise
-        if not isinstance(answer, Granted):
+        if type(answer) is not Granted:
             hold.in_flight -= adds
             busy = attempt.refused(busy, answer, sent)
             continue
-        late = attempt.take(answer, sent, waited=busy is not None)
-        if hold.state == HELD:
+        now = clock()
+        if busy is not None and not hold.renew and now - sent > hold.ttl / 20:
+            hold.claim()  # nobody will renew it, so its ttl shall count from now
+        elif hold.granted(sent, now, answer.fence, answer.repeated):
             return
-        if late is not None:
-            yield from _pause(hold, attempt.patience, late, sent, "acquire")
+        else:
+            late = (
+                f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over: give it a longer one"
+            )
+            yield from _pause(hold, attempt.patience, Unknown(late), sent, "acquire")
         busy = None
 
 
@@ -171,11 +176,13 @@ class _Attempt:
         yield from _pause(hold, self.patience, error, since, "acquire")
 
     def add(self, sent: float) -> Add:
-        hold, bound = self.hold, sent + self.terms.each
+        hold, bound, delay = self.hold, sent + self.terms.each, self.hold.delay
         if bound > self.deadline and not self.once:
             bound = self.deadline
-        ttl, outlives = hold.ttl + hold.delay, hold.outlives or hold.delay > 0
-        return Add(hold.key, hold.token, ttl, hold.owner, not self.once, bound, hold.notes, outlives)
+        outlives = hold.outlives or delay > 0
+        return quick(
+            Add, (hold.key, hold.token, hold.ttl + delay, hold.owner, not self.once, bound, hold.notes, outlives)
+        )
 
     def wait(self, busy: Busy, now: float) -> Plan[Wait]:
         hold, terms = self.hold, self.terms
@@ -213,18 +220,6 @@ class _Attempt:
 
     def _timed_out(self, busy: Busy | None) -> LockTimeout:
         return timed_out(self.hold, busy and busy.owner, self.terms.clock() - self.begun)
-
-    def take(self, answer: Granted, sent: float, waited: bool) -> Unknown | None:
-        """Hold what the store granted to the ask that left at `sent`; else ask again, after what is returned."""
-        hold, now = self.hold, self.terms.clock()
-        if waited and not hold.renew and now - sent > hold.ttl / 20:
-            hold.claim()  # nobody will renew it, so its ttl shall count from now
-            return None
-        if hold.granted(sent, now, answer.fence, answer.repeated):
-            return None
-        return Unknown(
-            f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over: give it a longer one"
-        )
 
 
 def _pause(hold: Hold, patience: Patience, error: Unknown, asked: float, verb: str) -> Plan[None]:
@@ -265,28 +260,30 @@ def abandon(hold: Hold, end: float, terms: Terms) -> Plan[bool]:
     return True
 
 
-def release(hold: Hold, terms: Terms) -> Plan[None]:
+def release(hold: Hold, terms: Terms, left: Callable[[], object] | None = None) -> Plan[None]:
     """Give the lock back. `LockLost` if it was not ours any more; `BackendUnavailable` if nobody knows.
 
-    If the hold lingers afterwards, adds may still land: it is to be buried.
+    If the hold lingers afterwards, adds may still land: it is to be buried. `left`: see `Remove`.
 
     An unanswered release may well have happened. So when a repetition finds the lock gone, that is success.
     """
-    begun = terms.clock()
+    begun = sent = terms.clock()
     hold.begin_release(begun)
     patience: Patience | None = None
-    sent, end = begun, begun + terms.bound
+    deadline = begun + terms.each
     while True:
         before = hold.releases_unanswered
         hold.releases_unanswered += 1
         try:
-            removed = yield Remove(hold.key, hold.token, hold.may_land, min(sent + terms.each, end), hold.notes)
+            may_land = hold.in_flight and hold.may_land
+            removed = yield quick(Remove, (hold.key, hold.token, may_land, deadline, hold.notes, left))
         except Unknown as error:
             if not error.sent:
                 hold.releases_unanswered -= 1
-            patience = patience or Patience(terms, end)
+            patience = patience or Patience(terms, begun + terms.bound)
             yield from _pause(hold, patience, error, sent, "release")
             sent = terms.clock()
+            deadline = min(sent + terms.each, patience.end)
             continue
         if removed or before:
             hold.released(removed, terms.late_adds)

@@ -39,10 +39,12 @@ class Store:
         """What `plan` returns or raises. Whatever interrupts a request is thrown into the plan."""
         step: Any = plan.send
         value: Any = None
+        perform = self.perform
         while True:
             try:
-                value = self.perform(step(value))
-                step = plan.send
+                while True:
+                    value = perform(step(value))
+                    step = plan.send
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]  # the plan's own T
             except BaseException as error:
@@ -58,18 +60,17 @@ class Store:
             return None
         if self._generation != _process.generation:
             self._open()
-        call, deadline, value = self._channel.call, ask.deadline, None  # type: ignore[union-attr]  # just made
-        send = self._verbs[kind](ask).send
-        while True:
-            try:
-                request = send(value)
-            except StopIteration as done:
-                return done.value
-            try:
-                value = call(request, deadline)
-            except Unknown as error:
-                after_part_of(kind, value, error)
-                raise
+        steps, deadline, reply = self._verbs[kind](ask), ask.deadline, None
+        send, call = steps.send, self._channel.call  # type: ignore[union-attr]  # just made
+        try:
+            while True:
+                reply = call(send(reply), deadline)
+        except StopIteration as done:
+            return done.value
+        except Unknown as error:
+            if not ended(steps):
+                after_part_of(kind, reply, error)
+            raise
 
     def _open(self) -> None:
         """Begin anew. Connections of a parent are left alone: to close them could be heard at the other end."""

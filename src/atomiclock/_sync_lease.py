@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from . import _process, _sync
 from ._hints import Missing
-from ._lease import LeaseView, must_release, note_on
+from ._hold import HELD, RELEASED
+from ._lease import LeaseView, note_on
 from .errors import LockError
 
 
@@ -35,8 +36,9 @@ class Lease(LeaseView):
 
     def __enter__(self) -> Lease:
         """The lease itself. Raises `NotHeld` or `LockLost` if it is not held any more."""
-        self._hold.entered = True  # first: who is interrupted from here on never gets to `__exit__`
-        self._hold.require(self._hold.io.terms.clock())
+        hold = self._hold
+        hold.entered = True  # first: who is interrupted from here on never gets to `__exit__`
+        hold.require(hold.io.terms.clock())
         return self
 
     if not TYPE_CHECKING:  # a type checker says so itself
@@ -51,12 +53,12 @@ class Lease(LeaseView):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            if must_release(self._hold):
+            if self._hold.state != RELEASED:  # else the body has done it
                 self.release()
         except LockError as trouble:
             if error is None:
                 raise
             note_on(error, trouble)
         finally:
-            if self:  # interrupted before its release
+            if self._hold.state == HELD and self:  # interrupted before its release
                 self._orphaned()

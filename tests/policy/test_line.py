@@ -47,7 +47,7 @@ class Hall:
     def grant(self, hold: Hold) -> None:
         hold.sending(self.now)
         hold.granted(self.now, self.now, 5 << _line.FENCE_BITS, False)
-        self.lines.granted(hold)
+        self.lines.followed(hold)
 
     def waiter(self, **options: Any) -> Any:
         ticket = self.lines.enter(self.hold(**options), Bell)

@@ -24,7 +24,7 @@ class Script:
         self.now = 1000.0
         self.lines = list(lines)
         self.asked: list[Any] = []
-        self.terms = Terms(lambda: self.now, lambda: 0.5, 3.0)
+        self.terms = Terms(lambda: self.now, lambda: 0.5, 1.5)
 
     def hold(self, **options: Any) -> Hold:
         return Hold("n", "n", "me", "token", Options(**options))

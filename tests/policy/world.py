@@ -113,7 +113,7 @@ class World:
         self.rng = random.Random(self.seed)
         self.faults = Faults.of(self.rng)
         self.store = self.store_class(self)
-        self.terms = Terms(self.clock, self.rng.random, 3.0, self.store.late_adds, 1, self.store.wait_adds)
+        self.terms = Terms(self.clock, self.rng.random, 1.5, self.store.late_adds, 1, self.store.wait_adds)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = itertools.count()
 
@@ -399,7 +399,7 @@ class Client:
         if error is None:
             assert self.hold.fence is not None
             self.hold.fence <<= FENCE_BITS
-            followed = self.lines.granted(self.hold)
+            followed = self.lines.followed(self.hold)
         elif isinstance(error, BackendUnavailable):
             self.lines.fail(self.hold, error)
         self.acquired(error, followed)

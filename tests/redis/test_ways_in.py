@@ -17,6 +17,7 @@ from atomiclock import AsyncLockManager, BackendRefused, BackendUnavailable, Con
 from atomiclock._names import key_of
 from atomiclock.backends._redis_scripts import keys_of
 from atomiclock.backends._resp import Reader
+from atomiclock.backends._wire import Several
 
 PASSWORD = "s3cret/with:odd@chars"
 
@@ -210,10 +211,10 @@ def test_all_keys_of_a_lock_are_in_one_slot(tmp_path: Path) -> None:
     try:
         for key in ("plain", "with {a tag} inside", "{x", "ns:invoice:42", key_of("ns", "a}b{}")):
             keys, reader = keys_of(key), Reader()
-            reader.feed(keys.four + keys.of(b"token"))
-            slots = {server.command("CLUSTER", "KEYSLOT", reader.get().decode()) for _ in range(5)}
-            assert reader.get() == b"token"
-            assert reader.empty
+            parts = reader.take(keys.four + keys.of(b"token"), Several.of([b""] * 6))
+            slots = {server.command("CLUSTER", "KEYSLOT", part.decode()) for part in parts[:5]}
+            assert parts[5] == b"token"
+            assert not reader.rest
             assert len(slots) == 1, key
     finally:
         server.stop()

@@ -20,30 +20,19 @@ from ._meta import Facts
 from ._wire import MORE, DeadlineSocket, Dial, Nap, Wire
 
 
-class Link(DeadlineSocket):
-    """A deadline socket that is given requests, and says them as the server needs it."""
-
-    reader: Reader
-
-    def sendall(self, data: Any) -> None:
-        said = self.reader.prepare(data)
-        if said:
-            DeadlineSocket.sendall(self, said)
-
-
 class _Sockets:
     """The socket module that pymemcache is given: every wait on its sockets ends at the deadline."""
 
     def __init__(self, deadline: float, info: Any) -> None:
         self._deadline = deadline
         self._info = info
-        self.made: list[Link] = []
+        self.made: list[DeadlineSocket] = []
 
     def getaddrinfo(self, *_: Any) -> Any:
         return [self._info]
 
-    def socket(self, *args: Any) -> Link:
-        self.made.append(Link(socket.socket(*args), self._deadline))
+    def socket(self, *args: Any) -> DeadlineSocket:
+        self.made.append(DeadlineSocket(socket.socket(*args), self._deadline))
         return self.made[-1]
 
     def close(self) -> None:
@@ -62,10 +51,10 @@ class _TLS:
         self._sockets = sockets
         self._deadline = deadline
 
-    def wrap_socket(self, link: Link, server_hostname: str) -> Link:
+    def wrap_socket(self, link: DeadlineSocket, server_hostname: str) -> DeadlineSocket:
         plain: Any = link._sock
         self._sockets.made.append(
-            Link(self._context.wrap_socket(plain, server_hostname=server_hostname), self._deadline)
+            DeadlineSocket(self._context.wrap_socket(plain, server_hostname=server_hostname), self._deadline)
         )
         return self._sockets.made[-1]
 
@@ -77,11 +66,10 @@ def dial(target: Target) -> Dial:
         sockets: _Sockets | None = None
         try:
             sockets = _connect(target, deadline)
-            link = sockets.made[-1]
-            link.reader = Reader()
-            link.reader.facts = _perform(greet(target), link)
+            sock, reader = sockets.made[-1], Reader()
+            reader.facts = _perform(greet(target), sock, reader)
             sockets.made.clear()  # ours now
-            return Wire(link, link.reader)
+            return Wire(sock, reader)
         except BackendRefused:
             raise
         except (OSError, ValueError) as error:
@@ -120,8 +108,8 @@ def _connect(target: Target, deadline: float) -> _Sockets:
     raise OSError("the host has no address")
 
 
-def _perform(questions: Generator[Any, Any, Facts], link: Link) -> Facts:
-    reader, reply = link.reader, None
+def _perform(questions: Generator[Any, Any, Facts], sock: DeadlineSocket, reader: Reader) -> Facts:
+    reply = None
     while True:
         try:
             request = questions.send(reply)
@@ -129,13 +117,14 @@ def _perform(questions: Generator[Any, Any, Facts], link: Link) -> Facts:
             facts: Facts = done.value
             return facts
         if isinstance(request, Nap):
-            check_nap(request, link.deadline)
+            check_nap(request, sock.deadline)
             time.sleep(request.until - clock())
             reply = None
             continue
-        link.sendall(request)
-        while (reply := reader.get(request)) is MORE:
-            reader.feed(some(link.recv(65536)))
+        said, reply = reader.prepare(request)
+        sock.sendall(said)
+        while reply is MORE:
+            reply = reader.take(some(sock.recv(65536)), request)
 
 
 def some(data: bytes) -> bytes:

@@ -29,62 +29,51 @@ class Reader:
     Raises `ValueError` for what is not the reply to the request.
     """
 
-    __slots__ = ("_at", "_buffer", "_number", "_unsent", "facts", "opaque")
+    __slots__ = ("_at", "_number", "_tail", "facts", "opaque", "rest")
 
     def __init__(self) -> None:
         self.facts = NOBODY
         self.opaque = b""
+        self.rest = b""
+        self._tail = b""
         self._number = random.getrandbits(40)
-        self._buffer = b""
         self._at = 0
-        self._unsent: Any = None
 
-    def prepare(self, request: Any) -> bytes:
-        """What is to be sent for `request`: nothing if it must not go to this server, and the reply says why."""
+    def prepare(self, request: Any) -> tuple[bytes, Any]:
+        """What to send for `request`, and `MORE`; or nothing, if this server must not be told, and the reply: why."""
         self._number = number = self._number + 1
         self.opaque = opaque = b"%x" % number
+        self._tail = b" O%b\r\n" % opaque
         life = request.life
         if life is not None and life != self.facts.life:
-            self._unsent = OtherLife()
-            return b""
+            return b"", OtherLife()
         try:
-            return request.pack(self.facts, opaque)  # type: ignore[no-any-return]  # as every request's
+            return request.pack(self.facts, opaque), MORE
         except TooFar as error:
-            self._unsent = error
-            return b""
+            return b"", error
 
-    @property
-    def empty(self) -> bool:
-        return not self._buffer
-
-    def feed(self, data: bytes) -> None:
-        self._buffer += data
-        if len(self._buffer) > LONGEST:
+    def take(self, data: bytes, request: Any) -> Any:
+        self.rest = buffer = self.rest + data if self.rest else data
+        self._at = 0
+        if len(buffer) > LONGEST:
             raise ValueError("the server's reply is too long for a lock's")
-
-    def get(self, request: Any) -> Any:
-        buffer = self._buffer
-        if not buffer:
-            value, self._unsent = self._unsent, None
-            return MORE if value is None else value
         if buffer.startswith(ERRORS):
             end = buffer.find(b"\n")
             if end < 0:
                 return MORE
             value, self._at = Failure(buffer[:end].decode("utf-8", "replace").strip()), end + 1
         else:
-            self._at = 0
             try:
                 value = request.read(self)
             except _Incomplete:
                 return MORE
             except IndexError:
                 raise foreign(buffer) from None
-        self._buffer = buffer[self._at :]
+        self.rest = buffer[self._at :]
         return value
 
     def line(self) -> bytes:
-        at, buffer = self._at, self._buffer
+        at, buffer = self._at, self.rest
         end = buffer.find(b"\n", at)
         if end < 0:
             raise _Incomplete
@@ -94,24 +83,26 @@ class Reader:
         return buffer[at : end - 1]
 
     def meta_line(self) -> list[bytes]:
-        """The words of a meta reply to our request, whose last is the opaque."""
+        """The words of a meta reply to our request, but for the last, which is the opaque."""
+        end = self.rest.find(b"\n") + 1
+        line = self.rest[:end]
+        if line.endswith(self._tail):
+            self._at = end
+            return line[: -len(self._tail)].split(b" ")
         line = self.line()
-        words = line.split(b" ")
-        if words[-1] != b"O" + self.opaque:
-            if words[0] in (b"HD", b"NS", b"EX", b"NF", b"EN", b"VA"):
-                raise ValueError("the reply belongs to another request")
-            raise foreign(line)
-        return words
+        if line.split(b" ")[0] in (b"HD", b"NS", b"EX", b"NF", b"EN", b"VA"):
+            raise ValueError("the reply belongs to another request")
+        raise foreign(line)
 
     def block(self, size: int) -> bytes:
         end = self._at + size
         if size < 0 or size > LONGEST:
             raise ValueError("the server's reply is too long for a lock's")
-        if len(self._buffer) < end + 2:
+        if len(self.rest) < end + 2:
             raise _Incomplete
-        if self._buffer[end : end + 2] != b"\r\n":
-            raise foreign(self._buffer[end : end + 2])
-        data, self._at = self._buffer[self._at : end], end + 2
+        if self.rest[end : end + 2] != b"\r\n":
+            raise foreign(self.rest[end : end + 2])
+        data, self._at = self.rest[self._at : end], end + 2
         return data
 
     def classic_item(self, key: bytes) -> Found | None:

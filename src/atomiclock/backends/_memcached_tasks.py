@@ -16,21 +16,6 @@ from ._meta import Facts
 from ._wire import MORE, AsyncDial, AsyncWire, Nap
 
 
-class _Writer:
-    """A stream's writer that is given requests, and says them as the server needs it."""
-
-    def __init__(self, writer: asyncio.StreamWriter, reader: Reader) -> None:
-        self._writer = writer
-        self._reader = reader
-        self.transport = writer.transport
-        self.get_extra_info = writer.get_extra_info
-
-    def write(self, request: Any) -> None:
-        said = self._reader.prepare(request)
-        if said:
-            self._writer.write(said)
-
-
 def async_dial(target: Target) -> AsyncDial:
     """Opens connections for tasks."""
 
@@ -40,11 +25,10 @@ def async_dial(target: Target) -> AsyncDial:
             left = max(0.001, deadline - clock())
             stream, writer = await asyncio.wait_for(_streams(target), left)
             reader = Reader()
-            ours: Any = _Writer(writer, reader)
             reader.facts = await asyncio.wait_for(
-                _perform_async(greet(target), stream, ours, reader, deadline), max(0.001, deadline - clock())
+                _perform_async(greet(target), stream, writer, reader, deadline), max(0.001, deadline - clock())
             )
-            writer = None
+            ours, writer = writer, None
             return AsyncWire.of(stream, ours, reader)
         except BackendRefused:
             raise
@@ -66,7 +50,7 @@ async def _streams(target: Target) -> tuple[asyncio.StreamReader, asyncio.Stream
 async def _perform_async(
     questions: Generator[Any, Any, Facts],
     stream: asyncio.StreamReader,
-    writer: _Writer,
+    writer: asyncio.StreamWriter,
     reader: Reader,
     deadline: float,
 ) -> Facts:
@@ -82,6 +66,7 @@ async def _perform_async(
             await asyncio.sleep(request.until - clock())
             reply = None
             continue
-        writer.write(request)
-        while (reply := reader.get(request)) is MORE:
-            reader.feed(some(await stream.read(65536)))
+        said, reply = reader.prepare(request)
+        writer.write(said)
+        while reply is MORE:
+            reply = reader.take(some(await stream.read(65536)), request)

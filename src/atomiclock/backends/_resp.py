@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._wire import MORE, Several
+from ._wire import MORE, Blocking, Several
 
 LONGEST = 1 << 20
 """Bytes: a lock's replies are far shorter, so a longer one is not a lock's."""
@@ -32,35 +32,55 @@ def pack(*parts: bytes) -> bytes:
     return b"*%d\r\n" % len(parts) + b"".join(map(bulk, parts))
 
 
+class Woken(Blocking):
+    """Wait to be woken by an element of a list, and then do something that is answered with sixteen digits if all goes
+    well: such a reply is read at one look, since somebody waits for it. It begins with `usual`, of `size` bytes."""
+
+    usual: bytes
+    size: int
+
+    @classmethod
+    def of_key(cls, key: bytes, seconds: float, then: bytes) -> Woken:
+        """`key` is that of the list, ready to be said."""
+        made = cls.of([_BLPOP + key + bulk(b"%.3f" % seconds), then])
+        made.usual = b"*2\r\n%b$0\r\n\r\n$16\r\n" % key
+        made.size = len(made.usual) + 18
+        return made
+
+
+_BLPOP = b"*3\r\n" + bulk(b"BLPOP")
+
+
 class Reader:
     """Cuts replies out of what arrives, in pieces of any size. Raises `ValueError` for what is no RESP2."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("rest",)
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self.rest = b""
 
-    @property
-    def empty(self) -> bool:
-        return not self._buffer
+    def prepare(self, request: bytes) -> tuple[bytes, Any]:
+        """What to send for `request`: that is ready to be sent."""
+        return request, MORE
 
-    def feed(self, data: bytes) -> None:
-        self._buffer += data
-        if len(self._buffer) > LONGEST:
+    def take(self, data: bytes, request: bytes = b"") -> Any:
+        """The next reply after `data` came, or `MORE`; for `Several` requests, the list of theirs."""
+        if self.rest:
+            data = self.rest + data
+        if len(data) > LONGEST:
             raise ValueError("the server's reply is too long for a lock's")
-
-    def get(self, request: bytes = b"") -> Any:
-        """The next reply, or `MORE` until that was fed; for `Several` requests, the list of theirs."""
-        if not self._buffer:
-            return MORE
         try:
+            if type(request) is Woken and len(data) == request.size and data.startswith(request.usual):
+                self.rest = b""
+                return [True, data[-18:-2]]
             if isinstance(request, Several):
-                value, at = _values(self._buffer, 0, request.number, 0)
+                value, at = _values(data, 0, request.number, 0)
             else:
-                value, at = _value(self._buffer, 0, 0)
+                value, at = _value(data, 0, 0)
         except _Incomplete:
+            self.rest = data
             return MORE
-        self._buffer = self._buffer[at:]
+        self.rest = data[at:]
         return value
 
 

@@ -5,9 +5,14 @@ An adapter gives a dial, which opens a connection and makes the reader of its re
 
 from __future__ import annotations
 
+import _socket
 import encodings.idna  # noqa: F401  # a socket needs it when it connects: now it is loaded under `_process.loading`
+import math
 import socket
+import struct
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from .. import _process
@@ -46,6 +51,18 @@ class Blocking(Several):
     """... of which the first keeps the server, and the connection, for a while."""
 
 
+class Parting(bytes):
+    """A request that `tell`s when it has left."""
+
+    tell: Callable[[], object]
+
+    @classmethod
+    def of(cls, request: bytes, tell: Callable[[], object]) -> Parting:
+        made = cls(request)
+        made.tell = tell
+        return made
+
+
 MORE: Any = object()
 """In place of a reply: what came so far is not all of it."""
 
@@ -53,36 +70,31 @@ MORE: Any = object()
 class Reader(Protocol):
     """Cuts replies out of what one connection brings, in pieces of any size. Raises `ValueError` for what is none."""
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is left over: bytes that nobody asked for make a connection unfit for use."""
+    rest: bytes
+    """What is left over: bytes that nobody asked for make a connection unfit for use."""
+
+    def prepare(self, request: Any) -> tuple[bytes, Any]:
+        """What to send for `request`, and `MORE`; or nothing, if this server must not be told, and the reply: why."""
         ...
 
-    def feed(self, data: bytes) -> None: ...
-
-    def get(self, request: Any) -> Any:
-        """The reply to `request`, or `MORE` until that was fed."""
+    def take(self, data: bytes, request: Any) -> Any:
+        """The reply to `request` after `data` came, or `MORE` if that is not all of it."""
         ...
 
 
 class DeadlineSocket:
     """A socket whose every wait ends at one deadline, however often it is waited on."""
 
-    _quick = False
-
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self.deadline = deadline
         self.poll = poll_of(sock).poll
 
-    def settle(self) -> None:
-        """The connection is made: from now on wait by `poll` alone, which takes half of the calls into the system.
-
-        TLS has to read and write at other times than its user does, so it waits by itself.
-        """
-        if not hasattr(self._sock, "unwrap"):
-            self._sock.setblocking(False)
-            self._quick = True
+    def settled(self) -> DeadlineSocket | SettledSocket:
+        """What to go on with, now that the connection is made."""
+        if hasattr(self._sock, "unwrap"):
+            return self  # TLS has to read and write at other times than its user does, so it waits by itself
+        return SettledSocket(self._sock, self.poll)
 
     def _arm(self) -> socket.socket:
         left = self.deadline - _process.clock()
@@ -92,34 +104,73 @@ class DeadlineSocket:
         return self._sock
 
     def recv(self, size: int) -> bytes:
-        while self._quick:
-            left = self.deadline - _process.clock()
-            if left <= 0 or not self.poll(left * 1000):
-                raise TimeoutError("timed out")
-            try:
-                return self._sock.recv(size)
-            except BlockingIOError:  # it was for nothing that poll woke us
-                continue
         return self._arm().recv(size)
 
     def recv_into(self, *args: Any) -> int:
         return self._arm().recv_into(*args)
 
     def sendall(self, data: bytes) -> None:
-        sent = 0
-        if self._quick:
-            try:
-                sent = self._sock.send(data)
-            except BlockingIOError:  # there is no room
-                sent = 0
-            if sent == len(data):
-                return
-        self._arm().sendall(data[sent:])
-        if self._quick:
-            self._sock.setblocking(False)
+        self._arm().sendall(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
+
+
+SPELL = 1.0
+"""Seconds for which a thread waits in one call into the system, where the deadline is not nearer than that."""
+_DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
+
+
+class SettledSocket:
+    """The same for a connection that is made, in as few calls into the system as there can be.
+
+    It waits in a receive that the system itself ends after `SPELL`, or else in a `poll` before it.
+    """
+
+    __slots__ = ("_receive", "_send", "_sock", "_spell", "deadline", "poll")
+
+    def __init__(self, sock: socket.socket, poll: Callable[[float], Any]) -> None:
+        self._sock = sock
+        self._send, self._receive, self.poll = sock.send, sock.recv, poll
+        self.deadline = 0.0
+        self._spell = math.inf
+        if sys.platform == "linux" and type(sock).recv is _socket.socket.recv:  # else another library waits in it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(SPELL), 0))
+            self._spell = SPELL
+        self._set_mode()
+
+    def _set_mode(self) -> None:
+        self._sock.setblocking(self._spell == SPELL)
+
+    def recv(self, size: int) -> bytes:
+        while True:
+            left = self.deadline - _process.clock()
+            try:
+                if left >= self._spell:
+                    return self._receive(size)
+                if left <= 0 or not self.poll(left * 1000):
+                    raise TimeoutError("timed out")
+                return self._receive(size, _DONT_WAIT)
+            except BlockingIOError:  # a spell is over, or it was for nothing that poll woke us
+                continue
+
+    def sendall(self, data: bytes) -> None:
+        sent = 0
+        with suppress(BlockingIOError):  # there is no room
+            sent = self._send(data, _DONT_WAIT)
+        if sent < len(data):
+            self._send_rest(data[sent:])
+
+    def _send_rest(self, data: bytes) -> None:
+        left = self.deadline - _process.clock()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        self._sock.sendall(data)
+        self._set_mode()
+
+    def close(self) -> None:
+        self._sock.close()
 
 
 def poll_of(sock: socket.socket) -> Any:
@@ -132,7 +183,7 @@ def poll_of(sock: socket.socket) -> Any:
 class Wire(NamedTuple):
     """An open connection for threads."""
 
-    sock: DeadlineSocket
+    sock: DeadlineSocket | SettledSocket
     reader: Reader
     seat: Any = None  # its `Seat`, once it is in a channel's hands
 

@@ -18,7 +18,7 @@ from typing import Any
 from .. import _process
 from .._post import Post
 from . import Unknown
-from ._wire import MORE, NO_ROOM, Blocking, Dial, Fit, Nap, Several, Wire
+from ._wire import MORE, NO_ROOM, Blocking, Dial, Fit, Nap, Parting, Several, Wire
 
 MOST = 64
 """Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
@@ -80,26 +80,21 @@ class WireChannel:
         self._queue: deque[Post[Wire | None]] = deque()
 
     def call(self, request: Any, deadline: float) -> Any:
-        if type(request) is Nap:
+        kind = type(request)
+        if kind is Nap:
             return time.sleep(max(0.0, request.until - _process.clock()))
-        blocking = type(request) is Blocking
+        blocking = issubclass(kind, Blocking)
         if blocking and not self._seats.may_block():  # before others have to wait for the connection
             return NO_ROOM
         pooled = self._pooled()
-        sock, reader, seat = wire = pooled or self._open_or_queue(deadline)
+        wire = pooled or self._open_or_queue(deadline)
         done = False
         try:
-            if blocking and not self._seats.block(seat):
+            if blocking and not self._seats.block(wire.seat):
                 done = True
                 return NO_ROOM
-            sock.deadline = deadline
-            sock.sendall(request)
-            while (reply := reader.get(request)) is MORE:
-                data = sock.recv(CHUNK)
-                if not data:
-                    raise ConnectionError("the server closed the connection")
-                reader.feed(data)
-            done = reader.empty and self._fit(reply)
+            reply = _exchange(wire, request, deadline)
+            done = not wire.reader.rest and self._fit(reply)
             return reply
         except (OSError, ValueError) as error:
             # A pooled connection that was closed says nothing about the server (though much about the others in the
@@ -110,7 +105,8 @@ class WireChannel:
         finally:
             # A signal may interrupt anywhere: only a reply that was read to its end makes it fit for others.
             if done:
-                seat.blocked = False
+                if blocking:
+                    wire.seat.blocked = False
                 if self._queue:
                     self._hand_on(wire)
                 else:
@@ -153,8 +149,8 @@ class WireChannel:
     def _open(self, seat: Seat, deadline: float) -> Wire:
         try:
             wire = self._dial(deadline)
-            wire.sock.settle()
-            return wire._replace(seat=seat)
+            sock: Any = wire.sock  # as the dial made it
+            return wire._replace(sock=sock.settled(), seat=seat)
         except BaseException:
             seat.open = False  # whoever keeps the error keeps the seat
             raise
@@ -192,6 +188,23 @@ class WireChannel:
     def __del__(self) -> None:
         for wire in getattr(self, "_idle", ()):  # a signal may have interrupted its making
             wire.close()
+
+
+def _exchange(wire: Wire, request: Any, deadline: float) -> Any:
+    """Send `request`, and return the reply to it."""
+    sock, reader, _ = wire
+    sock.deadline = deadline
+    said, reply = reader.prepare(request)
+    if said:
+        sock.sendall(said)
+    if type(request) is Parting:
+        request.tell()
+    while reply is MORE:
+        data = sock.recv(CHUNK)
+        if not data:
+            raise ConnectionError("the server closed the connection")
+        reply = reader.take(data, request)
+    return reply
 
 
 def check_time(deadline: float, place: str) -> None:

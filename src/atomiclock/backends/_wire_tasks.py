@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import _process
 from . import Unknown
-from ._wire import MORE, NO_ROOM, AsyncDial, AsyncWire, Blocking, Fit, Nap, Several
+from ._wire import MORE, NO_ROOM, AsyncDial, AsyncWire, Blocking, Fit, Nap, Parting, Several
 from ._wire_pool import CHUNK, Seats, check_time
 
 
@@ -26,7 +26,7 @@ class AsyncWireChannel:
     async def call(self, request: Any, deadline: float) -> Any:
         if type(request) is Nap:
             return await asyncio.sleep(max(0.0, request.until - _process.clock()))
-        blocking = type(request) is Blocking
+        blocking = isinstance(request, Blocking)
         if blocking and not self._seats.may_block():  # before others have to wait for the connection
             return NO_ROOM
         wire = self._pooled()
@@ -41,15 +41,8 @@ class AsyncWireChannel:
             if blocking and not self._seats.block(wire.seat):
                 done = True
                 return NO_ROOM
-            wire.writer.write(request)
-            while (reply := wire.reader.get(request)) is MORE:
-                data = await wire.stream.read(CHUNK)
-                if not data:
-                    if _process.clock() >= deadline:
-                        raise TimeoutError("timed out")
-                    raise ConnectionError("the server closed the connection")
-                wire.reader.feed(data)
-            done = wire.reader.empty and self._fit(reply)
+            reply = await _exchange(wire, request, deadline)
+            done = not wire.reader.rest and self._fit(reply)
             return reply
         except (OSError, ValueError) as error:
             self.close()
@@ -120,6 +113,23 @@ class AsyncWireChannel:
         while self._idle:
             wire = self._idle.pop()  # by name: a writer that is collected before its transport is closed complains
             wire.close()
+
+
+async def _exchange(wire: AsyncWire, request: Any, deadline: float) -> Any:
+    """Send `request`, and return the reply to it."""
+    said, reply = wire.reader.prepare(request)
+    if said:
+        wire.writer.write(said)
+    if type(request) is Parting:
+        request.tell()
+    while reply is MORE:
+        data = await wire.stream.read(CHUNK)
+        if not data:
+            if _process.clock() >= deadline:
+                raise TimeoutError("timed out")
+            raise ConnectionError("the server closed the connection")
+        reply = wire.reader.take(data, request)
+    return reply
 
 
 def _open(gift: asyncio.Future[Any]) -> None:

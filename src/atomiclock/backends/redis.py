@@ -28,12 +28,12 @@ from .. import _process
 from .._options import bound_from_text
 from .._url import URL, mask
 from ..errors import ConfigurationError, LockError
-from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
+from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait, quick
 from ._redis_dial import NOT_OURS, async_dial, dial
 from ._redis_errors import checked, refuses
 from ._redis_scripts import ADD, EXTEND, PEEK, REMOVE, has_lock, keys_of
-from ._resp import ServerError, bulk
-from ._wire import NO_ROOM, Blocking, Nap, Several
+from ._resp import ServerError, Woken, bulk
+from ._wire import NO_ROOM, Nap, Parting, Several
 from ._wire_pool import WireChannel
 from ._wire_tasks import AsyncWireChannel
 
@@ -79,9 +79,6 @@ def milliseconds(seconds: float) -> int:
     return -int(-seconds * 1000 // 1)
 
 
-_BLPOP = b"*3\r\n" + bulk(b"BLPOP")
-
-
 def _to_add(ask: Add | Wait, waiting: bool) -> bytes:
     """The keys and arguments of `ADD`."""
     keys = keys_of(ask.key)
@@ -101,6 +98,9 @@ def _removal(in_flight: int) -> bytes:
     return bulk(b"%d" % in_flight) + bulk(b"%d" % milliseconds(TOMBSTONE)) + bulk(b"%d" % milliseconds(WAKE))
 
 
+_REMOVAL = _removal(0)
+
+
 def _to_extend(ask: Add | Wait | Extend) -> bytes:
     """The keys and arguments of `EXTEND`."""
     return keys_of(ask.key).pair + bulk(ask.token.encode()) + bulk(b"%d" % milliseconds(ask.ttl))
@@ -108,7 +108,7 @@ def _to_extend(ask: Add | Wait | Extend) -> bytes:
 
 def _added(reply: Any) -> Granted | Busy:
     if type(reply) is bytes:
-        return Granted(int(reply))
+        return quick(Granted, (int(reply), False))
     if reply[0] == 1:
         return Granted(int(reply[1]), repeated=True)
     if reply[0] == 0:
@@ -242,8 +242,9 @@ class RedisBackend:
 
     def remove(self, ask: Remove) -> Steps[bool]:
         keys = keys_of(ask.key)
-        rest = keys.four + keys.of(ask.token.encode()) + _removal(ask.in_flight)
-        reply = yield REMOVE.short + rest
+        rest = keys.four + keys.of(ask.token.encode()) + (_removal(ask.in_flight) if ask.in_flight else _REMOVAL)
+        request = REMOVE.short + rest
+        reply = yield request if ask.left is None else Parting.of(request, ask.left)
         if type(reply) is ServerError:
             reply = yield from REMOVE.instead(reply, rest)
         if reply == 3:
@@ -284,15 +285,15 @@ class RedisBackend:
         left = until - now - BLPOP_LATE
         if left > 0:  # 0 would be for ever, and Redis 6 knows milliseconds
             rest = _to_add(ask, True)
-            wait = _BLPOP + keys_of(ask.key).wake + bulk(b"%.3f" % max(0.001, left))
-            replies = yield Blocking.of([wait, ADD.short + rest])
+            replies = yield Woken.of_key(keys_of(ask.key).wake, max(0.001, left), ADD.short + rest)
             if replies is not NO_ROOM:
                 woken, reply = replies
                 if type(reply) is ServerError:
                     reply = yield from ADD.instead(reply, rest)
                 if type(woken) is ServerError and not has_lock(reply):  # else nothing matters that was wrong before
                     checked(woken)
-                return (yield from self._confirmed(ask, _added(reply)))
+                answer = _added(reply)
+                return (yield from self._confirmed(ask, answer)) if self._replicas else answer
         pause = BLPOP_LATE / 4 if left <= 0 else max(CROWDED[0], min(CROWDED[1], (now - ask.since) / 8))
         yield Nap(min(until, now + pause * (0.5 + random.random())))
         rest = _to_add(ask, True)
@@ -311,9 +312,10 @@ class RedisBackend:
 
 def _fit(reply: Any) -> bool:
     """One that refuses us may lead to another server next time, after a failover or a change of users."""
-    if type(reply) is list:  # of several requests, or of one: no reply of a lock's has an error deeper inside
+    kind = type(reply)
+    if kind is list:  # of several requests, or of one: no reply of a lock's has an error deeper inside
         return ServerError not in map(type, reply) or not any(map(refuses, reply))
-    return type(reply) is not ServerError or not refuses(reply)
+    return kind is not ServerError or not refuses(reply)
 
 
 def _text(_: str, text: str) -> str:
