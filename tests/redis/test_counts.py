@@ -72,6 +72,20 @@ def test_requests_for_each_handoff_do_not_grow_with_the_waiters(redis_server: Re
         assert counter.sent <= 3.2 * 10 * threads
 
 
+def test_requests_do_not_grow_where_many_wait_in_each_of_two_processes(redis_server: RedisServer) -> None:
+    with LockManager(redis_server.url, handover=False) as these, LockManager(redis_server.url, handover=False) as those:
+        these.acquire("x").release()
+        counter, begun = Counter(redis_server), iter([these, those] * 10)
+
+        def work() -> None:
+            locks = next(begun)
+            for _ in range(20):
+                locks.acquire("x", timeout=60).release()
+
+        contend(work, 20)
+        assert counter.sent <= 3.4 * 400
+
+
 def test_within_a_process_most_handoffs_do_not_reach_the_server(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
