@@ -92,6 +92,12 @@ def _terms(ttl: float, owner: str, waiting: bool) -> bytes:
     return bulk(b"%d" % milliseconds(ttl)) + bulk(owner.encode("utf-8", "replace")) + bulk(b"%d" % note)
 
 
+def _to_remove(key: str, token: str, in_flight: int) -> bytes:
+    """The keys and arguments of `REMOVE`."""
+    keys = keys_of(key)
+    return keys.four + keys.of(token.encode()) + (_removal(in_flight) if in_flight else _REMOVAL)
+
+
 @lru_cache(maxsize=16)
 def _removal(in_flight: int) -> bytes:
     """The arguments of `REMOVE` after the token."""
@@ -241,8 +247,11 @@ class RedisBackend:
         return now - self._contended.pop(ask.key, 0.0) < JUST_NOW and ask.deadline - now > 4 * GIVEN_WAY
 
     def remove(self, ask: Remove) -> Steps[bool]:
-        keys = keys_of(ask.key)
-        rest = keys.four + keys.of(ask.token.encode()) + (_removal(ask.in_flight) if ask.in_flight else _REMOVAL)
+        notes = ask.notes
+        if notes and "removal" in notes and not ask.in_flight:
+            rest = notes["removal"]
+        else:
+            rest = _to_remove(ask.key, ask.token, ask.in_flight)
         request = REMOVE.short + rest
         reply = yield request if ask.left is None else Parting.of(request, ask.left)
         if type(reply) is ServerError:
@@ -285,6 +294,8 @@ class RedisBackend:
         left = until - now - BLPOP_LATE
         if left > 0:  # 0 would be for ever, and Redis 6 knows milliseconds
             rest = _to_add(ask, True)
+            if ask.notes is not None:  # there is time now, and at the release somebody will wait
+                ask.notes["removal"] = _to_remove(ask.key, ask.token, 0)
             replies = yield Woken.of_key(keys_of(ask.key).wake, max(0.001, left), ADD.short + rest)
             if replies is not NO_ROOM:
                 woken, reply = replies

@@ -169,5 +169,5 @@ def trouble_for(locks: Locks) -> Trouble:
     manager = locks.manager
     core, store = manager._core, manager._store
     store.backend = core.backend = TroubledBackend(core.backend, trouble)
-    store.terms = core.terms = core.terms._replace(bound=BOUND)
+    store.terms = core.terms = core.terms._replace(each=BOUND / 2)
     return trouble
