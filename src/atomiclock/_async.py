@@ -56,22 +56,21 @@ class AsyncStore:
 
     async def perform(self, ask: Any) -> Any:
         """The answer to `ask`, or `Unknown`."""
-        if type(ask) is Sleep:
+        kind = type(ask)
+        if kind is Sleep:
             return await asyncio.sleep(max(0.0, ask.until - _process.clock()))
         channel = self._channels.get() or await self._open()
-        call, deadline = channel.call, ask.deadline
-        steps = self._verbs[type(ask)](ask)
-        request, value = None, None
-        while True:
-            try:
-                request = steps.send(value)
-            except StopIteration as done:
-                return done.value
-            try:
-                value = await call(request, deadline)
-            except Unknown as error:
-                after_part_of(type(ask), value, error)
-                raise
+        steps, deadline, reply = self._verbs[kind](ask), ask.deadline, None
+        send, call = steps.send, channel.call
+        try:
+            while True:
+                reply = await call(send(reply), deadline)
+        except StopIteration as done:
+            return done.value
+        except Unknown as error:
+            if not ended(steps):
+                after_part_of(kind, reply, error)
+            raise
 
     async def _open(self) -> AsyncChannel:
         self._verbs = verbs_of(self.backend)

@@ -13,6 +13,7 @@ from ._async_lock import ManagedAsyncLock
 from ._core import Core, named, unavailable
 from ._hints import Missing
 from ._hold import HELD, Hold
+from ._line import Lines
 from ._manager import grace_after
 from ._options import NONE, TRUE, TTL, ZERO, OnLost, Options, overrides
 from .backends import Holder, Peek, Unknown
@@ -141,9 +142,9 @@ class AsyncLockManager:
             self._core.begin_anew(hold)
         lines = self._store.lines
         try:
-            followed = await self._get(hold, timeout)
+            await self._get(hold, timeout, lines)
             lease = AsyncLease(hold, self)
-            if hold.renew or hold.on_lost is not None or followed or _observe.observers:
+            if hold.renew or hold.on_lost is not None or _observe.observers or lines.followed(hold):
                 _async.keeper().add(hold)  # also to tell of its end, which nobody may look at
             if _observe.observers:
                 _observe.acquired(hold)
@@ -159,24 +160,25 @@ class AsyncLockManager:
                 _observe.failed(hold, error)
             raise
 
-    async def _get(self, hold: Hold, timeout: float | None) -> bool:
-        """Get the lock for `hold`, from the store or from within this process. True if others wait behind."""
-        core, store = self._core, self._store
-        begun, lines, rest = core.terms.clock(), store.lines, 0.0
-        ticket = lines.enter(hold, _async.TaskGate) if core.in_line and timeout != 0 else None
-        if ticket is not None:
-            await store.stand(lines, ticket, begun, timeout)
-            if hold.state == HELD:
-                return False
-            rest = lines.rest(hold, core.pause) if core.pause else 0.0
+    async def _get(self, hold: Hold, timeout: float | None, lines: Lines) -> None:
+        """Get the lock for `hold`, from the store or from within this process."""
+        core, store, rest = self._core, self._store, 0.0
+        terms = core.terms
+        begun = terms.clock()
+        if core.in_line and timeout != 0:
+            ticket = lines.enter(hold, _async.TaskGate)
+            if ticket is not None:
+                await store.stand(lines, ticket, begun, timeout)
+                if hold.state == HELD:
+                    return
+                rest = lines.rest(hold, core.pause) if core.pause else 0.0
         try:
-            await store.run(_plans.acquire(hold, timeout, core.terms, begun, rest))
+            await store.run(_plans.acquire(hold, timeout, terms, begun, rest))
         except BackendUnavailable as error:
-            left = math.inf if timeout is None else begun + timeout - core.terms.clock()
+            left = math.inf if timeout is None else begun + timeout - terms.clock()
             lines.fail(hold, error, left)
             raise
         hold.fence = core.fence(hold.fence)
-        return lines.followed(hold)
 
     async def _try_acquire(self, hold: Hold) -> AsyncLease | None:
         try:

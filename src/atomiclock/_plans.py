@@ -25,6 +25,8 @@ LONGEST_WAIT = 5.0
 """Seconds after which a waiter asks again although nobody woke it: a lost wake-up costs no more than this."""
 AT_ONCE = 5
 """How often to ask again at once in one call, where that is promising."""
+TOO_LATE = 0.005
+"""Seconds before the end of one's time in which no try is begun: it would only hide why the others failed."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 """Seconds between tries at a store that does not answer; doubled from one try to the next."""
 
@@ -96,7 +98,7 @@ class Patience:
         give_up = min(self.end, self.since + self.terms.bound)
         again = now + self.pause * (0.5 + self.terms.random() / 2)
         self.pause = min(2 * self.pause, LONGEST_PAUSE)
-        return again if again < give_up else None
+        return again if again < give_up - TOO_LATE else None
 
 
 def acquire(

@@ -15,9 +15,12 @@ from servers import RedisServer, free_port
 
 from atomiclock import AsyncLockManager, BackendRefused, BackendUnavailable, ConfigurationError, LockManager
 from atomiclock._names import key_of
+from atomiclock._process import clock
+from atomiclock._url import parse
 from atomiclock.backends._redis_scripts import keys_of
-from atomiclock.backends._resp import Reader
+from atomiclock.backends._resp import Reader, pack
 from atomiclock.backends._wire import Several
+from atomiclock.backends.redis import RedisBackend
 
 PASSWORD = "s3cret/with:odd@chars"
 
@@ -134,6 +137,28 @@ def test_over_tls(tls_redis: int, certificates: Path, scheme: str) -> None:
     url = f"{scheme}://127.0.0.1:{tls_redis}/0?ssl_ca_certs={certificates}/ca.crt"
     works(LockManager(url))
     works_async(AsyncLockManager(url))
+
+
+def test_what_comes_over_tls_in_several_records_is_read_whole(tls_redis: int, certificates: Path) -> None:
+    """A busy loop finds them at once, and puts each behind the one before."""
+    url = f"rediss://127.0.0.1:{tls_redis}/0?ssl_ca_certs={certificates}/ca.crt"
+
+    async def main() -> list[Any]:
+        channel = RedisBackend.from_url(parse(url)).async_channel()
+        request = Several(pack(b"SUBSCRIBE", b"news"))
+        request.number = 4
+        replies = asyncio.ensure_future(channel.call(request, clock() + 5))
+        with redis.Redis.from_url(url) as others:
+            while not others.publish("news", "one"):  # noqa: ASYNC110 - the server knows when it has us
+                await asyncio.sleep(0.01)
+            others.publish("news", "two")
+            others.publish("news", "three")
+        try:
+            return [reply[2] for reply in await replies]
+        finally:
+            channel.close()
+
+    assert asyncio.run(main()) == [1, b"one", b"two", b"three"]
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(tls_redis: int) -> None:

@@ -18,7 +18,8 @@ from .. import _process
 from . import Unknown
 from ._redis_errors import explain
 from ._resp import Reader
-from ._wire import AsyncDial, AsyncWire, DeadlineSocket, Dial, Wire
+from ._wire import DeadlineSocket, Dial, Wire
+from ._wire_tasks import AsyncDial, AsyncWire, Link
 
 NOT_OURS = (
     "cache", "cache_config", "decode_responses", "event_dispatcher", "health_check_interval", "himport_registry",
@@ -62,9 +63,9 @@ def async_dial(connection: Any, kwargs: dict[str, Any], bound: float, place: str
             left = max(0.001, deadline - _process.clock())
             made.socket_connect_timeout = made.socket_timeout = left  # a cancellation alone is lost now and then
             await asyncio.wait_for(made.connect(), left)
-            stream, writer = made._reader, made._writer
+            wire = AsyncWire(Link.instead(made._reader, made._writer, Reader()))
             made._reader = made._writer = None  # ours now; its __del__ would complain
-            return AsyncWire.of(stream, writer, Reader())
+            return wire
         except asyncio.TimeoutError as error:
             raise Unknown(f"{place} is not reachable: timed out", sent=False) from error
         except (redis.RedisError, OSError, ValueError) as error:

@@ -11,15 +11,12 @@ import math
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .. import _process
 from ._poll import POLLIN, new_poll
-
-if TYPE_CHECKING:
-    import asyncio
 
 
 class Nap(NamedTuple):
@@ -194,31 +191,7 @@ class Wire(NamedTuple):
         self.sock.close()
 
 
-class AsyncWire(NamedTuple):
-    """An open connection for tasks."""
-
-    stream: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    reader: Reader
-    poll: Any
-    seat: Any = None  # its `Seat`, once it is in a channel's hands
-
-    @classmethod
-    def of(cls, stream: asyncio.StreamReader, writer: asyncio.StreamWriter, reader: Reader) -> AsyncWire:
-        return cls(stream, writer, reader, poll_of(writer.get_extra_info("socket")))
-
-    @property
-    def stale(self) -> bool:
-        return self.writer.transport.is_closing() or self.stream.at_eof() or bool(self.poll.poll(0))
-
-    def close(self) -> None:
-        if self.seat is not None:
-            self.seat.open = False
-        self.writer.transport.abort()
-
-
 Dial = Callable[[float], Wire]
 """Opens a connection by the deadline; raises what a failure means for the lock, and leaves nothing open then."""
-AsyncDial = Callable[[float], Awaitable[AsyncWire]]
 Fit = Callable[[Any], bool]
 """Whether the connection that brought this reply is fit for others."""

@@ -1,15 +1,151 @@
-"""The pool of connections to one server for tasks: as `_wire_pool`, in a module of its own, which loads asyncio."""
+"""Connections to one server for tasks, and their pool: as `_wire_pool`, in a module of its own, which loads asyncio."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
 from .. import _process
 from . import Unknown
-from ._wire import MORE, NO_ROOM, AsyncDial, AsyncWire, Blocking, Fit, Nap, Parting, Several
+from ._wire import MORE, NO_ROOM, Blocking, Fit, Nap, Parting, Reader, Several, poll_of
 from ._wire_pool import CHUNK, Seats, check_time
+
+CLOSED = "the server closed the connection"
+
+
+class Link(asyncio.BufferedProtocol):
+    """One connection, with a request on its way or none. The reply is read as it comes, and wakes its task when it is
+    complete. Whatever comes that nobody asked for closes it.
+
+    One timer watches over all requests, one after another: it finds out when it rings whether the deadline is another
+    by now. asyncio's streams take twice the time, most of it to make room for 256 KiB with every read (Python 3.11).
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._room = memoryview(bytearray(CHUNK))  # of which TLS fills slices: those of a bytearray are copies
+        self._loop = asyncio.get_running_loop()
+        self._reply: asyncio.Future[Any] | None = None
+        self._request: Any = None
+        self._deadline = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+        self._rings = math.inf  # when the alarm does, in the loop's time
+        self._writer: asyncio.StreamWriter | None = None
+        self.open = False
+
+    @classmethod
+    def instead(cls, stream: asyncio.StreamReader, writer: asyncio.StreamWriter, reader: Reader) -> Link:
+        """The connection of a stream that has read all that came so far."""
+        ended, transport = stream.at_eof(), writer.transport
+        stream.feed_eof()
+        if not stream.at_eof():
+            raise ValueError("the server says more than it was asked")
+        if ended or transport.is_closing():
+            raise ConnectionError(CLOSED)
+        link = cls(reader)
+        link._writer = writer  # which would close the transport when it is collected
+        link.connection_made(transport)
+        transport.set_protocol(link)
+        return link
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._poll = poll_of(transport.get_extra_info("socket")).poll
+        self.open = True
+
+    def ask(self, request: Any, deadline: float) -> asyncio.Future[Any]:
+        """The reply to `request`, which leaves now; or `TimeoutError` at the deadline."""
+        if not self.open:
+            raise ConnectionError(CLOSED)
+        loop = self._loop
+        self._reply = reply = loop.create_future()
+        self._request, self._deadline = request, deadline
+        rings = loop.time() + deadline - _process.clock()
+        if rings < self._rings:
+            self._set_alarm(rings)
+        said, known = self.reader.prepare(request)
+        if said:
+            self._transport.write(said)
+        else:
+            reply.set_result(known)
+        if type(request) is Parting:
+            request.tell()
+        return reply
+
+    def get_buffer(self, _sizehint: int) -> Any:
+        return self._room
+
+    def buffer_updated(self, size: int) -> None:
+        reply = self._reply
+        if reply is None or reply.done():
+            self.abort()
+            return
+        try:
+            value = self.reader.take(bytes(self._room[:size]), self._request)
+        except Exception as error:
+            self._fail(error)
+            return
+        if value is not MORE:
+            reply.set_result(value)
+
+    def eof_received(self) -> None:
+        self._fail(ConnectionError(CLOSED))
+        self.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.open = False
+        self._fail(error or ConnectionError(CLOSED))
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def _fail(self, error: Exception) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.done():
+            reply.set_exception(error)
+
+    def _set_alarm(self, rings: float) -> None:
+        before = self._alarm
+        self._alarm, self._rings = self._loop.call_at(rings, self._ring), rings
+        if before is not None:
+            before.cancel()
+
+    def _ring(self) -> None:
+        self._alarm, self._rings = None, math.inf
+        if self._reply is None or self._reply.done():
+            return
+        left = self._deadline - _process.clock()
+        if left > 0:
+            self._set_alarm(self._loop.time() + left)
+        else:
+            self._fail(TimeoutError("timed out"))
+
+    @property
+    def stale(self) -> bool:
+        """Whether it ended, or something came that nobody asked for: the loop may not have had the time to tell."""
+        return not self.open or bool(self._poll(0))
+
+    def abort(self) -> None:
+        """Close it at once, without a word to the server."""
+        self.open = False
+        self._transport.abort()
+
+
+class AsyncWire(NamedTuple):
+    """An open connection for tasks."""
+
+    link: Link
+    seat: Any = None  # its `Seat`, once it is in a channel's hands
+
+    def close(self) -> None:
+        if self.seat is not None:
+            self.seat.open = False
+        self.link.abort()
+
+
+AsyncDial = Callable[[float], Awaitable[AsyncWire]]
 
 
 class AsyncWireChannel:
@@ -29,30 +165,29 @@ class AsyncWireChannel:
         blocking = isinstance(request, Blocking)
         if blocking and not self._seats.may_block():  # before others have to wait for the connection
             return NO_ROOM
-        wire = self._pooled()
-        fresh = wire is None
-        if wire is None:
-            wire = await self._open_or_queue(deadline)
-        # To abort is what has to be done with a late connection anyway, and cancels nobody's task.
-        left = max(0.0, deadline - _process.clock())
-        alarm = asyncio.get_running_loop().call_later(left, wire.close)
+        pooled = self._pooled()
+        link, seat = wire = pooled or await self._open_or_queue(deadline)
         done = False
         try:
-            if blocking and not self._seats.block(wire.seat):
+            if blocking and not self._seats.block(seat):
                 done = True
                 return NO_ROOM
-            reply = await _exchange(wire, request, deadline)
-            done = not wire.reader.rest and self._fit(reply)
+            reply = await link.ask(request, deadline)
+            done = not link.reader.rest and self._fit(reply)
             return reply
         except (OSError, ValueError) as error:
             self.close()
-            raise Unknown(f"{self._place}: {error}", fresh=fresh or isinstance(error, TimeoutError)) from error
+            fresh = pooled is None or isinstance(error, TimeoutError)
+            raise Unknown(f"{self._place}: {error}", fresh=fresh) from error
         finally:
-            alarm.cancel()
-            wire.seat.blocked = False
+            if blocking:
+                seat.blocked = False
             if not done:
                 wire.close()
-            self._hand_on(wire if done else None)
+            if self._queue:
+                self._hand_on(wire if done else None)
+            elif done:
+                self._idle.append(wire)
 
     async def _open_or_queue(self, deadline: float) -> AsyncWire:
         """A new connection, or if there are enough the next that others need no more."""
@@ -104,7 +239,7 @@ class AsyncWireChannel:
     def _pooled(self) -> AsyncWire | None:
         while self._idle:
             wire = self._idle.pop()
-            if not wire.stale:
+            if not wire.link.stale:
                 return wire
             wire.close()
         return None
@@ -113,23 +248,6 @@ class AsyncWireChannel:
         while self._idle:
             wire = self._idle.pop()  # by name: a writer that is collected before its transport is closed complains
             wire.close()
-
-
-async def _exchange(wire: AsyncWire, request: Any, deadline: float) -> Any:
-    """Send `request`, and return the reply to it."""
-    said, reply = wire.reader.prepare(request)
-    if said:
-        wire.writer.write(said)
-    if type(request) is Parting:
-        request.tell()
-    while reply is MORE:
-        data = await wire.stream.read(CHUNK)
-        if not data:
-            if _process.clock() >= deadline:
-                raise TimeoutError("timed out")
-            raise ConnectionError("the server closed the connection")
-        reply = wire.reader.take(data, request)
-    return reply
 
 
 def _open(gift: asyncio.Future[Any]) -> None:
