@@ -25,6 +25,7 @@ from atomiclock import BackendUnavailable, ConfigurationError, LockLost, LockMan
 from atomiclock.backends import _sqlite_file, _sqlite_io
 from atomiclock.backends._identity import identity
 from atomiclock.backends._sqlite_file import NETWORK, file_system, prepare
+from atomiclock.backends.sqlite import RETURNING
 from atomiclock.errors import BackendRefused
 
 NOBODY = 65534
@@ -385,7 +386,15 @@ def test_a_handoff_writes_as_little_as_it_can(tmp_path: Path, monkeypatch: pytes
     ours.acquire("x", timeout=10).release()
     thread.join(10)
     mine, others = said[threading.get_ident()], said[ready.get()]
-    shapes = ["DELETE FROM locks", "SELECT token, port", "INSERT OR REPLACE INTO waiters"]
-    assert [found.startswith(shape) for found, shape in zip(mine, shapes, strict=False)] == [True] * 3, mine
+    offers = ["BEGIN IMMEDIATE", "SELECT token, port", "DELETE FROM locks", "DELETE FROM waiters", "INSERT INTO locks"]
+    assert_begins(mine, ["DELETE FROM locks", *offers, "COMMIT", "INSERT OR REPLACE INTO waiters"])
     first = next(index for index, found in enumerate(others) if found.startswith("INSERT OR REPLACE INTO waiters"))
-    assert not [found for found in others[first:] if "NOT EXISTS" in found], "a try that cannot succeed"
+    confirms = ["UPDATE locks"] if RETURNING else ["SELECT fence", "UPDATE locks"]
+    looks = ["SELECT fence"]  # while it waits
+    assert_begins(others[first:], ["INSERT OR REPLACE INTO waiters", *looks, *confirms, *offers, "COMMIT"])
+
+
+def assert_begins(statements: list[str], shapes: list[str]) -> None:
+    assert len(statements) >= len(shapes), statements
+    wrong = [pair for pair in zip(statements, shapes, strict=False) if not pair[0].startswith(pair[1])]
+    assert wrong == [], statements

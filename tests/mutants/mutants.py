@@ -34,8 +34,8 @@ def blind_delete() -> None:
     redis.REMOVE = _redis_scripts.Script(
         _replaced(redis.REMOVE, b"local mine = held == ARGV[1]", b"local mine = held"), keys=5, args=4
     )
-    for statement in ("DELETE FROM locks WHERE key = ? AND token = ?", sqlite._REMOVE_AND_LOOK):
-        _patch_sql(statement, statement.replace("AND", "OR"))
+    for statement in ("DELETE FROM locks WHERE key = ? AND token = ?", sqlite._REMOVE_IF_NOBODY_WAITS):
+        _patch_sql(statement, statement.replace("AND token = ?", "OR token = ?"))
 
     def in_memcached(self: Any, ask: Any) -> Any:
         found = yield _meta.Look(self._key(ask.key))
@@ -180,7 +180,7 @@ def no_wake_up() -> None:
     redis.REMOVE = _redis_scripts.Script(
         _replaced(redis.REMOVE, b"redis.call('RPUSH', KEYS[4], '')", b""), keys=5, args=4
     )
-    sqlite._wake = lambda db, key, me: None
+    sqlite.ring = lambda port, cookie: True  # type: ignore[assignment]  # that is the mutation
 
 
 @mutant

@@ -23,9 +23,9 @@ class Identity(NamedTuple):
     @property
     def plausible(self) -> bool:
         """Whether it can be one: what is read from a file may have been put there by anybody."""
-        words, numbers = (self.boot, self.space), (self.pid, self.started)
-        right = all(type(one) is str for one in words) and all(type(one) is int for one in numbers)
-        return right and -(2**31) <= self.pid < 2**31
+        boot, space, pid, started = self
+        right = type(boot) is type(space) is str and type(pid) is type(started) is int
+        return right and -(2**31) <= pid < 2**31
 
 
 _mine: tuple[int, Identity] | None = None
@@ -64,6 +64,24 @@ def _started(pid: int) -> int | None:
     except OSError:
         return 0
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+_alive: dict[Identity, float] = {}
+"""When a process was last seen alive."""
+MOST_NOTED = 1000
+
+
+def died_lately(who: Identity, seconds: float) -> bool:
+    """As `is_dead`, but an answer of that age may do: to look takes longer than a transaction."""
+    now = _process.clock()
+    if now - _alive.get(who, -seconds) < seconds:
+        return False
+    if is_dead(who):
+        return True
+    if len(_alive) >= MOST_NOTED:
+        _alive.clear()
+    _alive[who] = now
+    return False
 
 
 def is_dead(who: Identity) -> bool:

@@ -22,9 +22,14 @@ from ._sqlite_file import connect, default_path, explain, prepare, sweep
 
 GLANCE = 0.1
 """Seconds between looks at whether the holder's process still lives, while waiting for it."""
+AT_ONCE = 4
+"""How often a busy file is tried again at once: a transaction takes some 50 microseconds, and no sleep is as short."""
 AGAIN = (0.00005, 0.001)
-"""Seconds after which a busy file is tried again, at first and at most. A transaction takes some 50 microseconds.
-SQLite's own handler for that sleeps for a millisecond at least, and we would sleep with it while we have the gate."""
+"""Seconds after which it is tried again from then on, at first and at most. SQLite's own handler for that sleeps for a
+millisecond at least, and we would sleep with it while we have the gate."""
+
+step_aside: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
+"""Let who has the file go on, if that one waits for this processor."""
 
 _gate = threading.RLock()
 """Held by whoever uses SQLite, and by whoever forks: no connection may be open across a fork. What SQLite knows of an
@@ -46,7 +51,8 @@ _process.around_fork(_before_fork, _gate.release)
 class Listening(NamedTuple):
     """A request: register a mailbox, and sleep until it is woken, a certain process ends, or `until`.
 
-    The entry stays behind, since it keeps the waiter's place; whoever rings there meanwhile finds nobody.
+    The reply is whether it was woken. The entry stays behind, since it keeps the waiter's place; whoever rings there
+    meanwhile finds nobody.
     """
 
     register: Callable[[sqlite3.Connection, int, bytes], Identity | None]
@@ -57,7 +63,7 @@ class Mailbox:
     """A port on loopback where one waiter is woken, by whoever can read its cookie in the file."""
 
     def __init__(self) -> None:
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock = socket.SocketType(socket.AF_INET, socket.SOCK_DGRAM)  # without what Python adds, which takes longer
         self.sock.setblocking(False)
         self.sock.bind(("127.0.0.1", 0))
         self.port: int = self.sock.getsockname()[1]
@@ -81,16 +87,18 @@ class Mailbox:
 
 def ring(port: int, cookie: bytes) -> bool:
     """Wake the waiter at `port`. False if nobody is there."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock = socket.SocketType(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
         sock.setblocking(False)
-        try:
-            sock.connect(("127.0.0.1", port))
-            sock.send(cookie)
-            sock.recv(1)  # over loopback the refusal of a port that nobody has is here at once
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        sock.connect(("127.0.0.1", port))
+        sock.send(cookie)
+        sock.recv(1)  # over loopback the refusal of a port that nobody has is here at once
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        sock.close()
     return True
 
 
@@ -176,30 +184,37 @@ class FileChannel:
     def call(self, request: Any, deadline: float) -> Any:
         if isinstance(request, Listening):
             return self._listen(request, deadline)
-        pause, longest = AGAIN
+        at_once, (pause, longest) = AT_ONCE, AGAIN
         while True:
             try:
                 return self._file.attempt(request)
             except Unknown:
                 if _process.clock() >= deadline:
                     raise
+                if at_once:
+                    at_once -= 1
+                    step_aside()
+                    continue
                 time.sleep(pause * random.random())
                 pause = min(2 * pause, longest)
 
-    def _listen(self, ask: Listening, deadline: float) -> None:
+    def _listen(self, ask: Listening, deadline: float) -> bool:
         try:
             mailbox = Mailbox()
         except OSError:  # too many open files: without a mailbox it can still look again
             time.sleep(max(0.0, min(ask.until - _process.clock(), GLANCE)))
-            return
+            return False
         with mailbox:
             poll = new_poll()
             poll.register(mailbox.sock, POLLIN)
             watched = self.call(lambda db: ask.register(db, mailbox.port, mailbox.cookie), deadline)
             while watched is not None and (left := ask.until - _process.clock()) > 0:
                 poll.poll(1000 * min(left, GLANCE))
-                if mailbox.rung() or is_dead(watched):
-                    return
+                if mailbox.rung():
+                    return True
+                if is_dead(watched):
+                    break
+        return False
 
     def close(self) -> None:
         self._file.close()
@@ -214,19 +229,23 @@ class AsyncFileChannel:
     async def call(self, request: Any, deadline: float) -> Any:
         if isinstance(request, Listening):
             return await self._listen(request, deadline)
-        pause, longest = AGAIN
+        at_once, (pause, longest) = AT_ONCE, AGAIN
         while True:
             try:
                 return self._file.attempt(request)
             except Unknown:
                 if _process.clock() >= deadline:
                     raise
+            if at_once:
+                at_once -= 1
+                step_aside()
+                continue
             import asyncio  # here, as it takes as long to load as all else that threads need
 
             await asyncio.sleep(pause * random.random())
             pause = min(2 * pause, longest)
 
-    async def _listen(self, ask: Listening, deadline: float) -> None:
+    async def _listen(self, ask: Listening, deadline: float) -> bool:
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -234,7 +253,7 @@ class AsyncFileChannel:
             mailbox = Mailbox()
         except OSError:  # too many open files: without a mailbox it can still look again
             await asyncio.sleep(max(0.0, min(ask.until - _process.clock(), GLANCE)))
-            return
+            return False
         with mailbox:
             rung = asyncio.Event()
             heard: list[bool] = []  # told apart from the alarm, which may come in the same moment
@@ -252,8 +271,9 @@ class AsyncFileChannel:
                     await rung.wait()
                     alarm.cancel()
                     if heard or is_dead(watched):
-                        return
+                        break
                     rung.clear()
+                return bool(heard)
             finally:
                 loop.remove_reader(mailbox.sock)
 

@@ -2,8 +2,10 @@
 
 Time is the machine's boot clock together with the boot's id, so neither a jump of the wall clock nor a reboot
 confuses anybody. Every change is one transaction, so its outcome is known, or it did not happen. A holder whose
-process has died is noticed by whoever asks next. A waiter is woken by a datagram over loopback; it registers its
-port first and looks again afterwards, so no release goes unnoticed, and a datagram that is lost costs one look.
+process has died is noticed by whoever asks next. A release offers the lock to who has waited longest: in its own
+transaction it writes that waiter's token into the lock, for a moment, and the waiter, when it is woken, writes a longer
+time. It is woken by a datagram over loopback; it registers its port first and looks again afterwards, so no release
+goes unnoticed, and a datagram that is lost costs one look.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
-from collections.abc import Iterator
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from .._options import flag_from_text
 from .._url import URL
 from ..errors import BackendRefused, ConfigurationError
 from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Wait
-from ._identity import Identity, identity, is_dead
+from ._identity import Identity, died_lately, identity, is_dead
 from ._sqlite_io import AsyncFileChannel, FileChannel, Listening, ring
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ MOST_NOTED = 1000
 """Keys of which something is remembered."""
 GRACE = 0.05
 """Seconds for which a free lock is kept for the waiter whose turn it is."""
+ANOTHER = "a waiter who came before"
+"""The owner of a lock that is offered to a waiter, until that one says who it is."""
 
 
 class Row(NamedTuple):
@@ -48,11 +51,14 @@ class Row(NamedTuple):
     pid: int
     started: int
 
-    def live(self, now: float, me: Identity) -> bool:
-        """Whether the lock still stands: not over, not from before a reboot, its holder not known to be dead."""
+    def live(self, now: float, me: Identity, lately: float = 0.0) -> bool:
+        """Whether the lock still stands: not over, not from before a reboot, its holder not known to be dead.
+
+        That may be as it was `lately` seconds ago.
+        """
         if self.boot != me.boot or self.expires <= now:
             return False
-        return not is_dead(self.holder)
+        return not died_lately(self.holder, lately)
 
     @property
     def plausible(self) -> bool:
@@ -113,10 +119,11 @@ class SQLiteBackend:
         return cls(path, **options)
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
-        if ask.waiting and self._left and self._just_left_to_another(ask):
-            return Busy(GRACE, "a waiter who came before")
+        notes = ask.notes or {}
+        in_queue, rung = "waits" in notes, RETURNING and notes.pop("rung", False)
+        if self._left and ask.waiting and not in_queue and self._just_left_to_another(ask):
+            return Busy(GRACE, ANOTHER)
         key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
-        in_queue = ask.notes is not None and "waits" in ask.notes
         looks_first = in_queue or ask.key in self._taken
 
         def attempt(db: sqlite3.Connection) -> Granted | Busy:
@@ -124,12 +131,16 @@ class SQLiteBackend:
             # If the holder's death is to set nobody free: in another pid namespace nobody can see it.
             who = me._replace(space=UNKNOWN_SPACE) if ask.outlives else me
             fresh = (key, ask.token, ask.owner.encode("utf-8", "replace"), now + ask.ttl, *who)
+            if rung and (offered := db.execute(_CONFIRM, (*fresh[2:4], fresh[5], key, ask.token)).fetchall()):
+                return Granted(offered[0][0])
             row = _row(db, key) if looks_first else None
             if row is None and not in_queue:
                 fence = _insert(db, _INSERT_IF_NOBODY_WAITS, (*fresh, key))
                 if fence is not None:
                     return Granted(fence)
                 row = _row(db, key)
+            if row is not None and row.token == ask.token and _confirm(db, fresh):
+                return Granted(row.fence, repeated=True)
             if row is not None and row.token != ask.token and row.live(now, me):
                 return Busy(row.expires - now, _text(row.owner))
             return _take(db, ask, fresh, now, me)
@@ -150,25 +161,16 @@ class SQLiteBackend:
 
     def remove(self, ask: Remove) -> Steps[bool]:
         key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
+        # Who had to wait is mostly waited for, too.
+        in_queue = ask.notes is not None and "waits" in ask.notes
 
         def attempt(db: sqlite3.Connection) -> tuple[bool, bool]:
-            if RETURNING:  # waiters are counted in the removal's own transaction: they register first and look then
-                waiters = db.execute(_REMOVE_AND_LOOK, (key, ask.token)).fetchall()
-                if waiters:
-                    return True, bool(waiters[0][0])
-                return False, _somebody_waits(db, key)
-            removed = db.execute("DELETE FROM locks WHERE key = ? AND token = ?", (key, ask.token)).rowcount == 1
-            return removed, _somebody_waits(db, key)
+            if not in_queue and db.execute(_REMOVE_IF_NOBODY_WAITS, (key, ask.token, key)).rowcount == 1:
+                return True, False
+            return _hand_over(db, key, ask.token, me)
 
-        def wake(db: sqlite3.Connection) -> bool:
-            if not removed:  # else it has left the queue when it was granted
-                db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
-                if _row(db, key) is not None:
-                    return False
-            return _wake(db, key, me)
-
-        removed, waited_for = yield attempt
-        if waited_for and (yield wake):  # a step of its own: the removal must not be repeated if the file is busy
+        removed, offered = yield attempt
+        if offered:
             if len(self._left) >= MOST_NOTED:
                 self._left = {}
             self._left[ask.key] = _process.clock()
@@ -202,20 +204,20 @@ class SQLiteBackend:
 
         def register(db: sqlite3.Connection, port: int, cookie: bytes) -> Identity | None:
             """Whose end to look out for: the holder, or the waiter whose turn it is; `None` if it is ours."""
-            db.execute(
-                "INSERT OR REPLACE INTO waiters (token, key, since, port, cookie, boot, space, pid, started) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (ask.token, key, ask.since, port, cookie, *me),
-            )
+            fresh = (ask.token, key, ask.since, port, cookie, *me)
+            if db.execute(_REGISTER, (*fresh, key, ask.token)).rowcount == 0:
+                return None
             row = _row(db, key)
-            if row is not None and row.live(_process.clock(), me):
-                return row.holder
-            first = next(_waiters(db, key), None)
+            if row is not None and row.live(_process.clock(), me, GRACE):
+                return None if row.token == ask.token else row.holder
+            first = _first(db, key)
             return first.who if first is not None and first.token != ask.token else None
 
         if ask.notes is not None:
             ask.notes["waits"] = True
-        yield Listening(register, min(ask.until, _process.clock() + LOOK_AGAIN))
+        rung = yield Listening(register, min(ask.until, _process.clock() + LOOK_AGAIN))
+        if rung and ask.notes is not None:
+            ask.notes["rung"] = True
 
     def channel(self) -> Channel:
         return FileChannel(self._path, self._durable)
@@ -224,9 +226,16 @@ class SQLiteBackend:
         return AsyncFileChannel(self._path, self._durable)
 
 
+_REMOVE_IF_NOBODY_WAITS = """
+DELETE FROM locks WHERE key = ? AND token = ? AND NOT EXISTS (SELECT 1 FROM waiters WHERE key = ?)
+"""
+_REGISTER = """
+INSERT OR REPLACE INTO waiters (token, key, since, port, cookie, boot, space, pid, started)
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM locks WHERE key = ? AND token = ?)
+"""
 RETURNING = sqlite3.sqlite_version_info >= (3, 35)
-_REMOVE_AND_LOOK = """
-DELETE FROM locks WHERE key = ? AND token = ? RETURNING EXISTS (SELECT 1 FROM waiters WHERE waiters.key = locks.key)
+_CONFIRM = """
+UPDATE locks SET owner = ?, expires = ?, space = ? WHERE key = ? AND token = ? RETURNING fence
 """
 _INSERT = """
 INSERT INTO locks (key, token, owner, expires, boot, space, pid, started) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -243,18 +252,25 @@ def _insert(db: sqlite3.Connection, statement: str, fresh: tuple[Any, ...]) -> i
     return cursor.lastrowid if cursor.rowcount == 1 else None
 
 
+def _confirm(db: sqlite3.Connection, fresh: tuple[Any, ...]) -> bool:
+    """Let the lock that has our token already, mostly since it was offered to us, be as `fresh` says."""
+    key, token, owner, expires, _, space, *_ = fresh
+    change = "UPDATE locks SET owner = ?, expires = ?, space = ? WHERE key = ? AND token = ?"
+    return db.execute(change, (owner, expires, space, key, token)).rowcount == 1
+
+
 def _take(db: sqlite3.Connection, ask: Add, fresh: tuple[Any, ...], now: float, me: Identity) -> Granted | Busy:
     """Look at all that may be in the way, and write the lock `fresh` if nothing is: in one transaction."""
     db.execute("BEGIN IMMEDIATE")
     key = fresh[0]
     row = _row(db, key)
     if row is not None and row.token == ask.token:
-        db.execute("UPDATE locks SET expires = ? WHERE key = ?", (now + ask.ttl, key))
+        _confirm(db, fresh)
         return Granted(row.fence, repeated=True)
     if row is not None and row.live(now, me):
         return Busy(row.expires - now, _text(row.owner))
     if ask.waiting and (left := _turn_of_another(db, key, ask.token, now, me)) is not None:
-        return Busy(left, "a waiter who came before")
+        return Busy(left, ANOTHER)
     if row is not None:
         db.execute("DELETE FROM locks WHERE key = ?", (key,))
     db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
@@ -276,18 +292,51 @@ class Waiter(NamedTuple):
         return rings and len(self.cookie) == 16 and isinstance(self.grace, (float, NoneType)) and self.who.plausible
 
 
-def _waiters(db: sqlite3.Connection, key: bytes) -> Iterator[Waiter]:
-    """Who waits, longest first."""
-    found = db.execute(
-        "SELECT token, port, cookie, grace, boot, space, pid, started FROM waiters WHERE key = ? ORDER BY since, token",
-        (key,),
-    ).fetchall()
-    for token, port, cookie, grace, *who in found:
+def _hand_over(db: sqlite3.Connection, key: bytes, token: str, me: Identity) -> tuple[bool, bool]:
+    """Remove the lock of `token` and offer it to who has waited longest. Whether it was there, and if it is offered."""
+    db.execute("BEGIN IMMEDIATE")
+    first = _wake_first(db, key, token, me)
+    removed = db.execute("DELETE FROM locks WHERE key = ? AND token = ?", (key, token)).rowcount == 1
+    if not removed:  # else it has left the queue when it was granted
+        db.execute("DELETE FROM waiters WHERE token = ?", (token,))
+        if _row(db, key) is not None:
+            return False, False
+    if first is None:
+        return removed, False
+    db.execute("DELETE FROM waiters WHERE token = ?", (first.token,))
+    _insert(db, _INSERT, (key, first.token, ANOTHER, _process.clock() + GRACE, *first.who))
+    return removed, True
+
+
+def _wake_first(db: sqlite3.Connection, key: bytes, mine: str, me: Identity) -> Waiter | None:
+    """Wake who has waited longest, and forget those that died waiting.
+
+    It takes longer to wake up than we need to write: so it is rung first. If it is faster, it finds us writing, and
+    tries again; if we write nothing after all, it waits again.
+    """
+    while (first := _first(db, key)) is not None:
+        # It is rung before the look: another who has the port by now hears nothing that it could use.
+        here = first.token != mine and first.who.boot == me.boot and ring(first.port, first.cookie)
+        if here and not died_lately(first.who, GRACE):
+            return first
+        db.execute("DELETE FROM waiters WHERE token = ?", (first.token,))
+    return None
+
+
+def _first(db: sqlite3.Connection, key: bytes) -> Waiter | None:
+    """Who has waited longest."""
+    while (found := db.execute(_SELECT_FIRST, (key,)).fetchone()) is not None:
+        token, port, cookie, grace, *who = found
         waiter = Waiter(token, port, cookie, grace, Identity(*who))
         if waiter.plausible:
-            yield waiter
-        else:
-            db.execute("DELETE FROM waiters WHERE token = ?", (token,))
+            return waiter
+        db.execute("DELETE FROM waiters WHERE token = ?", (token,))
+    return None
+
+
+_SELECT_FIRST = """
+SELECT token, port, cookie, grace, boot, space, pid, started FROM waiters WHERE key = ? ORDER BY since, token LIMIT 1
+"""
 
 
 def _turn_of_another(db: sqlite3.Connection, key: bytes, mine: str, now: float, me: Identity) -> float | None:
@@ -296,32 +345,13 @@ def _turn_of_another(db: sqlite3.Connection, key: bytes, mine: str, now: float, 
     So it goes first come, first served, and whoever releases in order to acquire again does not starve the others,
     who need a moment to wake up. One that dies, or is stopped, is passed over after its grace.
     """
-    for waiter in _waiters(db, key):
-        if waiter.token == mine:
-            return None
+    while (waiter := _first(db, key)) is not None and waiter.token != mine:
         if waiter.who.boot == me.boot and not is_dead(waiter.who) and (waiter.grace is None or waiter.grace > now):
             if waiter.grace is None:
                 db.execute("UPDATE waiters SET grace = ? WHERE token = ?", (now + GRACE, waiter.token))
             return GRACE if waiter.grace is None else waiter.grace - now
         db.execute("DELETE FROM waiters WHERE token = ?", (waiter.token,))
     return None
-
-
-def _somebody_waits(db: sqlite3.Connection, key: bytes) -> bool:
-    try:
-        return db.execute("SELECT 1 FROM waiters WHERE key = ? LIMIT 1", (key,)).fetchone() is not None
-    except sqlite3.OperationalError:  # busy: must not undo what was done; `wake` looks again
-        return True
-
-
-def _wake(db: sqlite3.Connection, key: bytes, me: Identity) -> bool:
-    """Wake who has waited longest, and forget those that died waiting. False if nobody is left."""
-    for waiter in _waiters(db, key):
-        # It is rung first: another who has the port by now hears nothing that it could use.
-        if waiter.who.boot == me.boot and ring(waiter.port, waiter.cookie) and not is_dead(waiter.who):
-            return True
-        db.execute("DELETE FROM waiters WHERE token = ?", (waiter.token,))
-    return False
 
 
 def _text(owner: bytes | str) -> str:
