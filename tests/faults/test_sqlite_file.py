@@ -386,7 +386,7 @@ def test_a_handoff_writes_as_little_as_it_can(tmp_path: Path, monkeypatch: pytes
     ours.acquire("x", timeout=10).release()
     thread.join(10)
     mine, others = said[threading.get_ident()], said[ready.get()]
-    offers = ["BEGIN IMMEDIATE", "SELECT token, port", "DELETE FROM locks", "DELETE FROM waiters", "INSERT INTO locks"]
+    offers = ["BEGIN IMMEDIATE", "DELETE FROM locks", "SELECT token, port", "DELETE FROM waiters", "INSERT INTO locks"]
     assert_begins(mine, ["DELETE FROM locks", *offers, "COMMIT", "INSERT OR REPLACE INTO waiters"])
     first = next(index for index, found in enumerate(others) if found.startswith("INSERT OR REPLACE INTO waiters"))
     confirms = ["UPDATE locks"] if RETURNING else ["SELECT fence", "UPDATE locks"]

@@ -171,19 +171,46 @@ def test_who_is_not_there_is_forgotten_at_once(queue: Queue) -> None:
 def test_a_lock_that_another_has_is_neither_removed_nor_offered(queue: Queue) -> None:
     assert not queue.remove("stranger")
     assert (queue.owner, queue.waiting) == (["a"], ["b", "c"])
-    queue.add("b")
-    queue.wait("b")  # was woken for nothing, and keeps its place
-    assert queue.waiting == ["b", "c"]
 
 
-def test_a_writer_that_dies_after_it_rang_has_done_nothing(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(adapter, "_insert", killed)
+
+def test_a_release_that_is_interrupted_while_it_writes_has_done_nothing(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "_insert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         queue.remove("a")
     monkeypatch.undo()
     assert (queue.owner, queue.waiting) == (["a"], ["b", "c"])
+    assert queue.remove("a")
+    assert (queue.owner, queue.waiting) == (["b"], ["c"])
+
+
+def test_a_release_that_is_interrupted_before_it_rings_does_so_when_it_is_repeated(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "ring", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        queue.remove("a")
+    monkeypatch.undo()
+    assert queue.owner == ["b"]
+    assert not queue.mailboxes["b"].rung()
+    assert not queue.remove("a")
+    assert queue.mailboxes["b"].rung()
+    assert (queue.owner, queue.waiting) == (["b"], ["c"])
+
+
+def test_who_is_not_heard_but_has_come_keeps_it(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looked around just when it was offered the lock, and had no mailbox then."""
+
+    def comes_first(*_: object) -> bool:
+        monkeypatch.undo()
+        assert isinstance(queue.add("b"), Granted)
+        return False
+
+    monkeypatch.setattr(adapter, "ring", comes_first)
     assert queue.remove("a")
     assert (queue.owner, queue.waiting) == (["b"], ["c"])

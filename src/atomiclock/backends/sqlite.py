@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
+from functools import partial
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -160,17 +161,26 @@ class SQLiteBackend:
         return now - self._left.pop(ask.key, 0.0) < GRACE and ask.deadline - now > 4 * GRACE
 
     def remove(self, ask: Remove) -> Steps[bool]:
-        key, me = ask.key.encode("utf-8", "surrogatepass"), identity()
-        # Who had to wait is mostly waited for, too.
-        in_queue = ask.notes is not None and "waits" in ask.notes
+        key, me, notes = ask.key.encode("utf-8", "surrogatepass"), identity(), {} if ask.notes is None else ask.notes
+        in_queue = "waits" in notes  # who had to wait is mostly waited for, too
 
-        def attempt(db: sqlite3.Connection) -> tuple[bool, bool]:
+        def attempt(db: sqlite3.Connection) -> tuple[bool, Offer | None]:
             if not in_queue and db.execute(_REMOVE_IF_NOBODY_WAITS, (key, ask.token, key)).rowcount == 1:
-                return True, False
-            return _hand_over(db, key, ask.token, me)
+                return True, None
+            db.execute("BEGIN IMMEDIATE")
+            removed = db.execute("DELETE FROM locks WHERE key = ? AND token = ?", (key, ask.token)).rowcount == 1
+            if not removed:  # else it has left the queue when it was granted
+                db.execute("DELETE FROM waiters WHERE token = ?", (ask.token,))
+                if _row(db, key) is not None:
+                    return False, notes.get("offer")  # a signal may have interrupted us before we woke that one
+            notes["offer"] = offer = _offer(db, key, me)
+            return removed, offer
 
-        removed, offered = yield attempt
-        if offered:
+        removed, offer = yield attempt
+        while offer is not None and not offer.heard():
+            # A step of its own: the removal must not be repeated if the file is busy.
+            offer = yield partial(_offer_to_next, key, offer, me)
+        if offer is not None:
             if len(self._left) >= MOST_NOTED:
                 self._left = {}
             self._left[ask.key] = _process.clock()
@@ -292,35 +302,36 @@ class Waiter(NamedTuple):
         return rings and len(self.cookie) == 16 and isinstance(self.grace, (float, NoneType)) and self.who.plausible
 
 
-def _hand_over(db: sqlite3.Connection, key: bytes, token: str, me: Identity) -> tuple[bool, bool]:
-    """Remove the lock of `token` and offer it to who has waited longest. Whether it was there, and if it is offered."""
-    db.execute("BEGIN IMMEDIATE")
-    first = _wake_first(db, key, token, me)
-    removed = db.execute("DELETE FROM locks WHERE key = ? AND token = ?", (key, token)).rowcount == 1
-    if not removed:  # else it has left the queue when it was granted
-        db.execute("DELETE FROM waiters WHERE token = ?", (token,))
-        if _row(db, key) is not None:
-            return False, False
-    if first is None:
-        return removed, False
-    db.execute("DELETE FROM waiters WHERE token = ?", (first.token,))
-    _insert(db, _INSERT, (key, first.token, ANOTHER, _process.clock() + GRACE, *first.who))
-    return removed, True
+class Offer(NamedTuple):
+    """A free lock that was written for a waiter: until `expires`, unless that one comes and writes a longer time."""
+
+    waiter: Waiter
+    expires: float
+
+    def heard(self) -> bool:
+        """Wake the waiter. False if it is not there any more."""
+        # It is rung first: another who has the port by now hears nothing that it could use.
+        return ring(self.waiter.port, self.waiter.cookie) and not died_lately(self.waiter.who, GRACE)
 
 
-def _wake_first(db: sqlite3.Connection, key: bytes, mine: str, me: Identity) -> Waiter | None:
-    """Wake who has waited longest, and forget those that died waiting.
-
-    It takes longer to wake up than we need to write: so it is rung first. If it is faster, it finds us writing, and
-    tries again; if we write nothing after all, it waits again.
-    """
+def _offer(db: sqlite3.Connection, key: bytes, me: Identity) -> Offer | None:
+    """Write the free lock for who has waited longest, and is in the queue no more. `None` if nobody waits."""
     while (first := _first(db, key)) is not None:
-        # It is rung before the look: another who has the port by now hears nothing that it could use.
-        here = first.token != mine and first.who.boot == me.boot and ring(first.port, first.cookie)
-        if here and not died_lately(first.who, GRACE):
-            return first
         db.execute("DELETE FROM waiters WHERE token = ?", (first.token,))
+        if first.who.boot == me.boot:
+            offer = Offer(first, _process.clock() + GRACE)
+            _insert(db, _INSERT, (key, first.token, ANOTHER, offer.expires, *first.who))
+            return offer
     return None
+
+
+def _offer_to_next(key: bytes, unheard: Offer, me: Identity, db: sqlite3.Connection) -> Offer | None:
+    """Take an offer back that nobody heard, and make it to the next. `None` too if it was accepted all the same."""
+    db.execute("BEGIN IMMEDIATE")
+    mine = (key, unheard.waiter.token, unheard.expires)
+    if db.execute("DELETE FROM locks WHERE key = ? AND token = ? AND expires = ?", mine).rowcount == 0:
+        return None
+    return _offer(db, key, me)
 
 
 def _first(db: sqlite3.Connection, key: bytes) -> Waiter | None:
