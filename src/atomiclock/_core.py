@@ -133,8 +133,8 @@ class Core:
         self, name: str, options: Options, io: Any, token: str | None = None, make: Callable[..., Hold] = Hold
     ) -> Hold:
         """A new attempt at `name`, under a new token unless `token` says it."""
-        key, owner = key_of(options.namespace, name), options.owner
-        owner = default_owner() if owner is None else owner
+        _, _, _, _, namespace, owner, _, _, _ = options
+        key, owner = key_of(namespace, name), default_owner() if owner is None else owner
         hold = make(name, key, owner, token or _process.new_token(), options, io)
         if not self._hands_over:
             hold.handover = False

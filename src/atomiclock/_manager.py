@@ -157,9 +157,10 @@ class LockManager:
     def _attempt(self, name: str, options: Options) -> Hold:
         """A new attempt, checked; nothing is sent yet."""
         warn_in_event_loop()
-        if options.on_lost is not None:
+        hold = self._core.hold(name, options, self._store)
+        if hold.on_lost is not None:
             refuse_cancel(options)
-        return self._core.hold(name, options, self._store)
+        return hold
 
     # For callers in this package that know a token: another process's, or one that is made from something else.
 
@@ -311,7 +312,7 @@ class LockManager:
                     left = partial(lines.leave, hold)
             store.run(_plans.release(hold, store.terms, left))
             keeper.discard(hold)  # now that the store has been told: a hold that is being released is not renewed
-            if hold.lingers:
+            if hold.in_flight:
                 keeper.bury(hold)
         except (LockLost, NotHeld):
             keeper.discard(hold)

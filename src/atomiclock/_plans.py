@@ -42,21 +42,33 @@ class Sleep(NamedTuple):
     until: float
 
 
-class Terms(NamedTuple):
+class Terms:
     """What the plans need from their surroundings: the clock, randomness in [0, 1), and for how long to wait."""
 
-    clock: Clock
-    random: Callable[[], float]
-    each: float
-    """Seconds for one request: half of `bound`, so that one whose answer is lost can be repeated within it."""
-    late_adds: bool = False
-    """Whether an add may take the lock although its token was removed before it arrived."""
-    batch: int = 1
-    """How many renewals the store takes in one go."""
-    wait_adds: bool = False
-    """Whether a wait ends with an add, and its answer is that of the add."""
-    ours: Callable[[Hold], None] | None = None
-    """Told of an attempt that begins to wait without end for a holder with its own label: perhaps for itself."""
+    __slots__ = ("batch", "clock", "each", "late_adds", "ours", "random", "wait_adds")
+
+    def __init__(
+        self,
+        clock: Clock,
+        random: Callable[[], float],
+        each: float,
+        late_adds: bool = False,
+        batch: int = 1,
+        wait_adds: bool = False,
+        ours: Callable[[Hold], None] | None = None,
+    ) -> None:
+        self.clock = clock
+        self.random = random
+        self.each = each
+        """Seconds for one request: half of `bound`, so that one whose answer is lost can be repeated within it."""
+        self.late_adds = late_adds
+        """Whether an add may take the lock although its token was removed before it arrived."""
+        self.batch = batch
+        """How many renewals the store takes in one go."""
+        self.wait_adds = wait_adds
+        """Whether a wait ends with an add, and its answer is that of the add."""
+        self.ours = ours
+        """Told of an attempt that begins to wait without end for a holder with its own label: perhaps for itself."""
 
     @property
     def bound(self) -> float:
@@ -135,10 +147,10 @@ def acquire(
             hold.in_flight -= adds
             busy = attempt.refused(busy, answer, sent)
             continue
-        now = clock()
+        now, (fence, repeated) = clock(), answer
         if busy is not None and not hold.renew and now - sent > hold.ttl / 20:
             hold.claim()  # nobody will renew it, so its ttl shall count from now
-        elif hold.granted(sent, now, answer.fence, answer.repeated):
+        elif hold.granted(sent, now, fence, repeated):
             return
         else:
             late = (

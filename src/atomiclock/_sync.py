@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from contextlib import suppress
 from queue import Empty
 from typing import Any, TypeVar
@@ -23,6 +24,18 @@ T = TypeVar("T")
 log = logging.getLogger("atomiclock")
 
 
+_stores: list[weakref.ref[Store]] = []
+
+
+def _new_lines() -> None:
+    for store in [ref() for ref in _stores]:
+        if store is not None:
+            store.lines = Lines(threading.RLock(), _process.clock)
+
+
+_process.after_fork(_new_lines)
+
+
 class Store:
     """Performs the asks of plans on one backend. Safe for threads and after a fork."""
 
@@ -32,8 +45,9 @@ class Store:
         self._verbs: dict[type, Any] = {}
         self._channel: Channel | None = None
         self._generation = -1
-        self._lines = Lines(threading.RLock(), _process.clock)
-        self._lines_generation = _process.generation
+        self.lines = Lines(threading.RLock(), _process.clock)
+        """Where threads wait for each other. A forked child has none of its parent's threads."""
+        _process.remember(_stores, self)
 
     def run(self, plan: Plan[T]) -> T:
         """What `plan` returns or raises. Whatever interrupts a request is thrown into the plan."""
@@ -97,14 +111,6 @@ class Store:
             return Unknown(str(error))
         except Unknown as error:
             return error
-
-    @property
-    def lines(self) -> Lines:
-        """Where threads wait for each other. A forked child has none of its parent's threads."""
-        if self._lines_generation != _process.generation:
-            self._lines = Lines(threading.RLock(), _process.clock)
-            self._lines_generation = _process.generation
-        return self._lines
 
     def stand(self, lines: Lines, ticket: Ticket[ThreadGate], begun: float, timeout: float | None) -> None:
         """Wait in this process's line for the lock, until we are in front, or it was passed on to us.

@@ -33,7 +33,7 @@ def locks_line(locks: Any) -> int:
 
 
 def lines_of(store: Any) -> list[Any]:
-    return store._lines.values() if hasattr(store._lines, "values") else [store._lines]
+    return store._lines.values() if hasattr(store, "_lines") else [store.lines]
 
 
 def test_the_next_has_the_lock_before_the_release_is_answered(face: Face, proxy: Proxy, warm: Any) -> None:

@@ -126,9 +126,9 @@ class Put(NamedTuple):
             if seconds > LATEST:
                 raise TooFar(f"ttl={self.ttl:g} ends after the year 2038, which memcached does not know")
         # A renewal's value is as long as the first, so it needs no memory of a size that the server may have none of.
-        key, token, fence, owner = self.key, self.token, self.fence, self.owner
+        key, token, fence, owner, _, cas, _ = self
         if facts.meta:
-            condition, size = b"C%d" % self.cas if self.cas else b"ME", len(token) + 20 + len(owner)
+            condition, size = b"C%d" % cas if cas else b"ME", len(token) + 20 + len(owner)
             line = (key, size, seconds, condition, opaque, token, fence, owner)
             return b"ms %b %d T%d %b c O%b\r\n%b %016d 0 %b\r\n" % line
         value = b"%b %016d %d %b" % (token, fence, facts.date(self.ttl), owner)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import Steps
 from ._redis_errors import checked
 from ._resp import ServerError, bulk
 
 
-class Keys(NamedTuple):
+class Keys:
     """The keys of one lock, ready to be said. In a cluster all are in one slot: that of what is in the lock's braces,
     else of all of it."""
 
-    stem: bytes
-    pair: bytes
-    """The lock, and what its holder says of itself beside it."""
-    three: bytes
-    """... and whether anybody waits."""
-    wake: bytes
-    """A list on which who waits blocks."""
-    four: bytes
-    """... all of these."""
+    __slots__ = ("four", "pair", "stem", "three", "wake")
+
+    def __init__(self, lock: bytes, stem: bytes) -> None:
+        self.stem = stem
+        self.pair = bulk(lock) + bulk(stem + b":info")
+        """The lock, and what its holder says of itself beside it."""
+        self.three = self.pair + bulk(stem + b":waiting")
+        """... and whether anybody waits."""
+        self.wake = bulk(stem + b":wake")
+        """A list on which who waits blocks."""
+        self.four = self.three + self.wake
+        """... all of these."""
 
     def of(self, token: bytes) -> bytes:
         """The tombstone of an attempt, and its token."""
@@ -36,9 +39,7 @@ def keys_of(key: str) -> Keys:
     lock = key.encode("utf-8", "surrogatepass")
     start, end = lock.find(b"{"), lock.find(b"}", lock.find(b"{"))
     stem = lock if start >= 0 and end > start + 1 else b"{" + lock + b"}"
-    pair = bulk(lock) + bulk(stem + b":info")
-    three, wake = pair + bulk(stem + b":waiting"), bulk(stem + b":wake")
-    return Keys(stem, pair, three, wake, three + wake)
+    return Keys(lock, stem)
 
 
 class Script:

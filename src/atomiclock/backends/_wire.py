@@ -177,12 +177,15 @@ def poll_of(sock: socket.socket) -> Any:
     return poll
 
 
-class Wire(NamedTuple):
+class Wire:
     """An open connection for threads."""
 
-    sock: DeadlineSocket | SettledSocket
-    reader: Reader
-    seat: Any = None  # its `Seat`, once it is in a channel's hands
+    __slots__ = ("reader", "seat", "sock")
+
+    def __init__(self, sock: DeadlineSocket | SettledSocket, reader: Reader, seat: Any = None) -> None:
+        self.sock = sock
+        self.reader = reader
+        self.seat = seat  # its `Seat`, once it is in a channel's hands
 
     def close(self) -> None:
         """At once, without a word to the server, and without the shutdown() that a forked twin would feel."""

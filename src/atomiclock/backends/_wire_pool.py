@@ -150,7 +150,7 @@ class WireChannel:
         try:
             wire = self._dial(deadline)
             sock: Any = wire.sock  # as the dial made it
-            return wire._replace(sock=sock.settled(), seat=seat)
+            return Wire(sock.settled(), wire.reader, seat)
         except BaseException:
             seat.open = False  # whoever keeps the error keeps the seat
             raise
@@ -192,7 +192,7 @@ class WireChannel:
 
 def _exchange(wire: Wire, request: Any, deadline: float) -> Any:
     """Send `request`, and return the reply to it."""
-    sock, reader, _ = wire
+    sock, reader = wire.sock, wire.reader
     sock.deadline = deadline
     said, reply = reader.prepare(request)
     if said:

@@ -79,10 +79,10 @@ def milliseconds(seconds: float) -> int:
     return -int(-seconds * 1000 // 1)
 
 
-def _to_add(ask: Add | Wait, waiting: bool) -> bytes:
+def _to_add(key: str, token: str, ttl: float, owner: str, waiting: bool) -> bytes:
     """The keys and arguments of `ADD`."""
-    keys = keys_of(ask.key)
-    return keys.three + keys.of(ask.token.encode()) + _terms(ask.ttl, ask.owner, waiting)
+    keys = keys_of(key)
+    return keys.three + keys.of(token.encode()) + _terms(ttl, owner, waiting)
 
 
 @lru_cache(maxsize=256)
@@ -200,9 +200,10 @@ class RedisBackend:
         return cls(pair, kwargs, f"redis client of {where}")
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
-        if ask.waiting and self._just_left_to_another(ask):
+        key, token, ttl, owner, waiting, _, _, _ = ask
+        if waiting and self._just_left_to_another(ask):
             return Busy(GIVEN_WAY)
-        rest = _to_add(ask, ask.waiting)
+        rest = _to_add(key, token, ttl, owner, waiting)
         reply = yield ADD.short + rest
         answer = _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
         return (yield from self._confirmed(ask, answer)) if self._replicas else answer
@@ -247,19 +248,17 @@ class RedisBackend:
         return now - self._contended.pop(ask.key, 0.0) < JUST_NOW and ask.deadline - now > 4 * GIVEN_WAY
 
     def remove(self, ask: Remove) -> Steps[bool]:
-        notes = ask.notes
-        if notes and "removal" in notes and not ask.in_flight:
-            rest = notes["removal"]
-        else:
-            rest = _to_remove(ask.key, ask.token, ask.in_flight)
+        key, token, in_flight, _, notes, left = ask
+        ready = notes.get("removal") if notes and not in_flight else None
+        rest: bytes = ready or _to_remove(key, token, in_flight)
         request = REMOVE.short + rest
-        reply = yield request if ask.left is None else Parting.of(request, ask.left)
+        reply = yield request if left is None else Parting.of(request, left)
         if type(reply) is ServerError:
             reply = yield from REMOVE.instead(reply, rest)
         if reply == 3:
             if len(self._contended) > 1000:
                 self._contended.clear()
-            self._contended[ask.key] = _process.clock()
+            self._contended[key] = _process.clock()
         return bool(reply & 1)
 
     def extend(self, ask: Extend) -> Steps[bool]:
@@ -287,16 +286,17 @@ class RedisBackend:
 
     def wait(self, ask: Wait) -> Steps[Granted | Busy]:
         """Blocks until it is woken and adds then, in one request: nobody comes in between."""
+        key, token, since, until, signals, _, notes, ttl, owner = ask
         now = _process.clock()
-        until = min(ask.until, now + ask.ttl / 4)  # the ttl counts from here
-        if not ask.signals:
+        until = min(until, now + ttl / 4)  # the ttl counts from here
+        if not signals:
             until = min(until, now + FOREIGN_POLL * (0.5 + random.random()))
         left = until - now - BLPOP_LATE
         if left > 0:  # 0 would be for ever, and Redis 6 knows milliseconds
-            rest = _to_add(ask, True)
-            if ask.notes is not None:  # there is time now, and at the release somebody will wait
-                ask.notes["removal"] = _to_remove(ask.key, ask.token, 0)
-            replies = yield Woken.of_key(keys_of(ask.key).wake, max(0.001, left), ADD.short + rest)
+            rest = _to_add(key, token, ttl, owner, True)
+            if notes is not None:  # there is time now, and at the release somebody will wait
+                notes["removal"] = _to_remove(key, token, 0)
+            replies = yield Woken.of_key(keys_of(key).wake, max(0.001, left), ADD.short + rest)
             if replies is not NO_ROOM:
                 woken, reply = replies
                 if type(reply) is ServerError:
@@ -305,9 +305,9 @@ class RedisBackend:
                     checked(woken)
                 answer = _added(reply)
                 return (yield from self._confirmed(ask, answer)) if self._replicas else answer
-        pause = BLPOP_LATE / 4 if left <= 0 else max(CROWDED[0], min(CROWDED[1], (now - ask.since) / 8))
+        pause = BLPOP_LATE / 4 if left <= 0 else max(CROWDED[0], min(CROWDED[1], (now - since) / 8))
         yield Nap(min(until, now + pause * (0.5 + random.random())))
-        rest = _to_add(ask, True)
+        rest = _to_add(key, token, ttl, owner, True)
         reply = yield ADD.short + rest
         answer = _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
         return (yield from self._confirmed(ask, answer))

@@ -169,5 +169,5 @@ def trouble_for(locks: Locks) -> Trouble:
     manager = locks.manager
     core, store = manager._core, manager._store
     store.backend = core.backend = TroubledBackend(core.backend, trouble)
-    store.terms = core.terms = core.terms._replace(each=BOUND / 2)
+    store.terms.each = BOUND / 2  # the manager's are the same
     return trouble
