@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -21,14 +22,16 @@ class Elsewhere(socket.socket):
         return super().recv(*args)
 
 
-@pytest.fixture(params=["the system waits", "poll waits"])
+@pytest.fixture(params=["the system waits", "poll waits", "the main thread waits"])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SettledSocket, socket.socket]]:
     ours, theirs = socket.socketpair()
     if request.param == "poll waits":
         ours = Elsewhere(fileno=ours.detach())
     settled = DeadlineSocket(ours, clock() + 5).settled()
     assert isinstance(settled, SettledSocket)
-    assert (settled._spell == SPELL) is (request.param == "the system waits")
+    assert (settled._spell == SPELL) is (request.param != "poll waits")
+    if request.param == "the system waits":
+        settled._main = None  # as for any other thread
     yield settled, theirs
     settled.close()
     theirs.close()
@@ -42,6 +45,28 @@ def test_who_hears_nothing_gives_up_at_the_deadline(pair: Any, seconds: float) -
     with pytest.raises(TimeoutError):
         ours.recv(10)
     assert begun + seconds - 0.005 <= clock() < begun + seconds + 0.5
+
+
+def test_signals_do_not_put_the_deadline_off() -> None:
+    ours, theirs = socket.socketpair()
+    settled = DeadlineSocket(ours, clock()).settled()
+    settled.deadline = clock() + 2 * SPELL
+    ticks: list[int] = []
+    at_last = threading.Timer(4 * SPELL, lambda: theirs.send(b"too late"))
+    at_last.start()
+    before = signal.signal(signal.SIGALRM, lambda *_: ticks.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, SPELL / 4, SPELL / 4)
+        with pytest.raises(TimeoutError):
+            settled.recv(10)
+        assert clock() < settled.deadline + 0.5
+        assert len(ticks) >= 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        at_last.cancel()
+        settled.close()
+        theirs.close()
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2, SPELL + 0.2])

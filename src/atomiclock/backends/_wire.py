@@ -11,6 +11,7 @@ import math
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -121,16 +122,17 @@ _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 class SettledSocket:
     """The same for a connection that is made, in as few calls into the system as there can be.
 
-    It waits in a receive that the system itself ends after `SPELL`, or else in a `poll` before it.
+    It waits in a receive that the system itself ends after `SPELL`, or else in a `poll` before it. The main thread does
+    the latter: signals come to it, and after each Python begins a receive anew, however late it is by then.
     """
 
-    __slots__ = ("_receive", "_send", "_sock", "_spell", "deadline", "poll")
+    __slots__ = ("_main", "_receive", "_send", "_sock", "_spell", "deadline", "poll")
 
     def __init__(self, sock: socket.socket, poll: Callable[[float], Any]) -> None:
         self._sock = sock
         self._send, self._receive, self.poll = sock.send, sock.recv, poll
         self.deadline = 0.0
-        self._spell = math.inf
+        self._main, self._spell = threading.main_thread().ident, math.inf
         if sys.platform == "linux" and type(sock).recv is _socket.socket.recv:  # else another library waits in it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(SPELL), 0))
             self._spell = SPELL
@@ -143,7 +145,7 @@ class SettledSocket:
         while True:
             left = self.deadline - _process.clock()
             try:
-                if left >= self._spell:
+                if left >= self._spell and threading.get_ident() != self._main:
                     return self._receive(size)
                 if left <= 0 or not self.poll(left * 1000):
                     raise TimeoutError("timed out")
