@@ -321,7 +321,7 @@ class LockManager:
             raise
         except BaseException as error:
             if lines.passed(hold):
-                keeper.discard(hold)
+                (keeper.bury if hold.lingers else keeper.discard)(hold)  # removed, but an add may land still
             else:
                 self._take_back(hold, error)
             named(error, hold.name)

@@ -14,7 +14,8 @@ import pytest
 from mcproxy import Fault, Proxy
 from servers import MemcachedServer, wait_until
 
-from atomiclock import BackendUnavailable, LockError, LockLost, LockManager
+from atomiclock import BackendUnavailable, LockError, LockLost, LockManager, _sync
+from atomiclock.backends import Add, clock
 from atomiclock.testing._base import SLACK
 
 LOST = ("reset", "truncated", "never")
@@ -289,3 +290,27 @@ def test_many_threads_share_a_manager(memcached_server: MemcachedServer) -> None
     assert not errors
     assert memcached_server.keys() == []
     locks.close()
+
+
+@pytest.mark.parametrize("at", ["bury", "leave"])
+def test_what_lands_after_a_release_is_removed_though_a_signal_came_right_after_the_release(
+    memcached_server: MemcachedServer, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Before the keeper is told to look out for it, and just after."""
+    with LockManager(memcached_server.url) as locks:
+        lease = locks.acquire("x", ttl=20)
+        hold, places = lease._hold, {"bury": _sync.keeper, "leave": locks._store.lines}
+        hold.in_flight = 1  # as after an add whose answer was lost, and which was repeated
+
+        def interrupted(*_: Any) -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(places[at], at, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lease.release()
+        assert memcached_server.keys() == []
+        now = clock()
+        locks._store.perform(Add(hold.key, hold.token, 20.0, "late", False, now + 5, {}))
+        assert memcached_server.keys() == ["atomiclock%3Ax"]
+        wait_until(lambda: memcached_server.keys() == [], 5, "removed long before its ttl is over")
