@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from atomiclock import _process
-from atomiclock.backends import Add, Busy, Granted, Remove, Wait, verbs_of
+from atomiclock.backends import Add, Busy, Granted, Remove, Unknown, Wait, verbs_of
 from atomiclock.backends import sqlite as adapter
 from atomiclock.backends._identity import identity
 from atomiclock.backends._sqlite_io import Listening, Mailbox
@@ -198,7 +198,7 @@ def test_a_release_that_is_interrupted_before_it_rings_does_so_when_it_is_repeat
     monkeypatch.undo()
     assert queue.owner == ["b"]
     assert not queue.mailboxes["b"].rung()
-    assert not queue.remove("a")
+    assert queue.remove("a"), "it was, by the one before"
     assert queue.mailboxes["b"].rung()
     assert (queue.owner, queue.waiting) == (["b"], ["c"])
 
@@ -214,3 +214,41 @@ def test_who_is_not_heard_but_has_come_keeps_it(queue: Queue, monkeypatch: pytes
     monkeypatch.setattr(adapter, "ring", comes_first)
     assert queue.remove("a")
     assert (queue.owner, queue.waiting) == (["b"], ["c"])
+
+
+def test_a_release_is_known_to_have_happened_though_the_file_is_busy_when_the_first_is_not_there(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. `a` is removed, and the lock offered to `b`. 2. It is not there, and the file is busy. 3. It is repeated."""
+    queue.mailboxes["b"].sock.close()
+
+    def busy(*_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(adapter, "_offer_to_next", busy)
+    with pytest.raises(Unknown) as caught:
+        queue.perform(Remove("x", "a", 0, _process.clock() + 0.1, queue.notes["a"]))
+    assert not caught.value.sent
+    monkeypatch.undo()
+    assert queue.remove("a"), "else its holder would hear that it was lost"
+    assert (queue.owner, queue.waiting) == (["c"], [])
+    assert queue.mailboxes["c"].rung()
+
+
+def test_a_release_that_is_interrupted_before_it_rings_the_second_does_so_when_it_is_repeated(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.mailboxes["b"].sock.close()
+    ring = adapter.ring
+
+    def once(*of: Any) -> bool:
+        monkeypatch.setattr(adapter, "ring", interrupted)
+        return ring(*of)
+
+    monkeypatch.setattr(adapter, "ring", once)
+    with pytest.raises(KeyboardInterrupt):
+        queue.remove("a")
+    monkeypatch.undo()
+    assert (queue.owner, queue.waiting) == (["c"], [])
+    queue.remove("a")
+    assert queue.mailboxes["c"].rung()

@@ -26,7 +26,7 @@ from ._identity import Identity, died_lately, identity, is_dead
 from ._sqlite_io import AsyncFileChannel, FileChannel, Listening, ring
 
 if TYPE_CHECKING:
-    from . import AsyncChannel, Channel
+    from . import AsyncChannel, Channel, Notes
 
 LOOK_AGAIN = 0.5
 """Seconds after which a waiter that nobody woke looks again."""
@@ -177,9 +177,10 @@ class SQLiteBackend:
             return removed, offer
 
         removed, offer = yield attempt
+        notes["removed"] = removed = removed or notes.get("removed", False)  # whatever comes of the next step
         while offer is not None and not offer.heard():
             # A step of its own: the removal must not be repeated if the file is busy.
-            offer = yield partial(_offer_to_next, key, offer, me)
+            offer = yield partial(_offer_to_next, key, offer, me, notes)
         if offer is not None:
             if len(self._left) >= MOST_NOTED:
                 self._left = {}
@@ -325,13 +326,14 @@ def _offer(db: sqlite3.Connection, key: bytes, me: Identity) -> Offer | None:
     return None
 
 
-def _offer_to_next(key: bytes, unheard: Offer, me: Identity, db: sqlite3.Connection) -> Offer | None:
+def _offer_to_next(key: bytes, unheard: Offer, me: Identity, notes: Notes, db: sqlite3.Connection) -> Offer | None:
     """Take an offer back that nobody heard, and make it to the next. `None` too if it was accepted all the same."""
     db.execute("BEGIN IMMEDIATE")
     mine = (key, unheard.waiter.token, unheard.expires)
     if db.execute("DELETE FROM locks WHERE key = ? AND token = ? AND expires = ?", mine).rowcount == 0:
         return None
-    return _offer(db, key, me)
+    notes["offer"] = offer = _offer(db, key, me)
+    return offer
 
 
 def _first(db: sqlite3.Connection, key: bytes) -> Waiter | None:
