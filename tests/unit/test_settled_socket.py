@@ -22,14 +22,24 @@ class Elsewhere(socket.socket):
         return super().recv(*args)
 
 
-@pytest.fixture(params=["the system waits", "poll waits", "the main thread waits"])
+class Refusing(socket.socket):
+    """A socket to which the system's own end of a wait cannot be told."""
+
+    def setsockopt(self, *_: Any) -> None:
+        raise OSError("Invalid argument")
+
+
+INSTEAD = {"poll waits": Elsewhere, "the system refuses": Refusing}
+
+
+@pytest.fixture(params=["the system waits", "poll waits", "the system refuses", "the main thread waits"])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SettledSocket, socket.socket]]:
     ours, theirs = socket.socketpair()
-    if request.param == "poll waits":
-        ours = Elsewhere(fileno=ours.detach())
+    if request.param in INSTEAD:
+        ours = INSTEAD[request.param](fileno=ours.detach())
     settled = DeadlineSocket(ours, clock() + 5).settled()
     assert isinstance(settled, SettledSocket)
-    assert (settled._spell == SPELL) is (request.param != "poll waits")
+    assert (settled._spell == SPELL) is (request.param not in INSTEAD)
     if request.param == "the system waits":
         settled._main = None  # as for any other thread
     yield settled, theirs

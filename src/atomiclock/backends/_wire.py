@@ -134,8 +134,9 @@ class SettledSocket:
         self.deadline = 0.0
         self._main, self._spell = threading.main_thread().ident, math.inf
         if sys.platform == "linux" and type(sock).recv is _socket.socket.recv:  # else another library waits in it
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(SPELL), 0))
-            self._spell = SPELL
+            with suppress(OSError):  # where a 32-bit system's times have 64 bits, they look different
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(SPELL), 0))
+                self._spell = SPELL
         self._set_mode()
 
     def _set_mode(self) -> None:
