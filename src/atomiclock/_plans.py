@@ -286,7 +286,6 @@ def release(hold: Hold, terms: Terms, left: Callable[[], object] | None = None) 
     patience: Patience | None = None
     deadline = begun + terms.each
     while True:
-        before = hold.releases_unanswered
         hold.releases_unanswered += 1
         try:
             may_land = hold.in_flight and hold.may_land
@@ -299,7 +298,7 @@ def release(hold: Hold, terms: Terms, left: Callable[[], object] | None = None) 
             sent = terms.clock()
             deadline = min(sent + terms.each, patience.end)
             continue
-        if removed or before:
+        if removed or hold.releases_unanswered > 1:  # one before this, or that of the keeper meanwhile
             hold.released(removed, terms.late_adds)
             return
         hold.lose(GONE)
