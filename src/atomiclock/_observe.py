@@ -83,6 +83,8 @@ def observe(observer: Observer) -> Callable[[], None]:
         with suppress(ValueError):  # it was stopped before
             rest.remove(observer)
         observers = tuple(rest)
+        if observer not in rest:
+            _complained.discard(id(observer))  # which may be another's when it is gone
 
     return stop
 

@@ -310,3 +310,20 @@ def test_the_fake_store_tells_too(recorder: Recorder) -> None:
     assert recorder.kinds[0] == "acquired"
     assert recorder.kinds[-1] == "lost"
     assert recorder.kinds.count("lost") == 1
+
+
+def test_an_observer_with_the_address_of_one_that_is_gone_is_complained_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def __call__(self, event: Event) -> None:
+            raise ZeroDivisionError(event.kind)
+
+    def complain() -> None:
+        stops = [atomiclock.observe(Broken()) for _ in range(50)]
+        with atomiclock.LockManager("memory://observed") as locks:
+            locks.acquire("x").release()
+        for stop in stops:
+            stop()
+
+    complain()
+    complain()  # of these one in any case is made in the place of one of those
+    assert len([record for record in caplog.records if "observer" in record.message]) == 100

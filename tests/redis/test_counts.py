@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import RedisServer
+from servers import RedisServer, wait_until
 
 from atomiclock import AsyncLockManager, LockManager, _line
 
@@ -91,7 +91,7 @@ def test_within_a_process_most_handoffs_do_not_reach_the_server(
 ) -> None:
     monkeypatch.setattr(_line, "SPAN", 60.0)  # a busy machine passes on less often in a tenth of a second
     with LockManager(redis_server.url) as locks:
-        locks.acquire("x").release()
+        lease = locks.acquire("x")
         counter = Counter(redis_server)
         fences: list[int] = []
         tokens: set[str] = set()
@@ -102,7 +102,13 @@ def test_within_a_process_most_handoffs_do_not_reach_the_server(
                     fences.append(lease.fence or 0)
                     tokens.add(lease.token)
 
-        contend(work, 20)
+        workers = [threading.Thread(target=work) for _ in range(20)]
+        for worker in workers:
+            worker.start()
+        wait_until(lambda: [len(line.waiting) for line in locks._store.lines._lines.values()] == [20])
+        lease.release()  # only now: a thread that is alone has nobody to pass it on to
+        for worker in workers:
+            worker.join()
         assert fences == sorted(set(fences))
         assert len(tokens) == 400
         assert counter.sent < 200
