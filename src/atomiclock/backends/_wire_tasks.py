@@ -75,16 +75,16 @@ class Link(asyncio.BufferedProtocol):
             request.tell()
         return reply
 
-    def get_buffer(self, _sizehint: int) -> Any:
+    def get_buffer(self, sizehint: int) -> Any:  # noqa: ARG002  # our replies are short
         return self._room
 
-    def buffer_updated(self, size: int) -> None:
+    def buffer_updated(self, nbytes: int) -> None:
         reply = self._reply
         if reply is None or reply.done():
             self.abort()
             return
         try:
-            value = self.reader.take(bytes(self._room[:size]), self._request)
+            value = self.reader.take(bytes(self._room[:nbytes]), self._request)
         except Exception as error:
             self._fail(error)
             return
@@ -95,9 +95,9 @@ class Link(asyncio.BufferedProtocol):
         self._fail(ConnectionError(CLOSED))
         self.abort()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
-        self._fail(error or ConnectionError(CLOSED))
+        self._fail(exc or ConnectionError(CLOSED))
         if self._alarm is not None:
             self._alarm.cancel()
 
