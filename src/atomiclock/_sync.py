@@ -47,7 +47,8 @@ class Store:
         self._generation = -1
         self.lines = Lines(threading.RLock(), _process.clock)
         """Where threads wait for each other. A forked child has none of its parent's threads."""
-        _process.remember(_stores, self)
+        with _process.loading:  # one at a time, and never during a fork
+            _process.remember(_stores, self)
 
     def run(self, plan: Plan[T]) -> T:
         """What `plan` returns or raises. Whatever interrupts a request is thrown into the plan."""

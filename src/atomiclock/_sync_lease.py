@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from . import _process, _sync
 from ._hints import Missing
-from ._hold import HELD, RELEASED
-from ._lease import LeaseView, note_on
+from ._hold import HELD
+from ._lease import LeaseView, must_release, note_on
 from .errors import LockError
 
 
@@ -53,7 +53,7 @@ class Lease(LeaseView):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            if self._hold.state != RELEASED:  # else the body has done it
+            if must_release(self._hold):
                 self.release()
         except LockError as trouble:
             if error is None:

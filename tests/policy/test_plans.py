@@ -12,7 +12,7 @@ import pytest
 from atomiclock._hold import HELD, LOST, RELEASED, RELEASING, Hold, margin
 from atomiclock._keep import Book, Idle, On, Tell, keep
 from atomiclock._options import Options
-from atomiclock._plans import Sleep, Terms, abandon, acquire, extend, release
+from atomiclock._plans import Patience, Sleep, Terms, abandon, acquire, extend, release
 from atomiclock.backends import Add, Busy, Extend, Granted, Remove, Unknown, Wait
 from atomiclock.errors import BackendRefused, BackendUnavailable, LockLost, LockTimeout, NotHeld
 
@@ -196,6 +196,13 @@ def test_a_repeated_release_that_already_happened_is_a_success() -> None:
     hold = script.held()
     script.run(release(hold, script.terms))
     assert hold.state == RELEASED
+
+
+@pytest.mark.parametrize(("left", "tries"), [(0.019, False), (0.021, True)])
+def test_no_try_is_begun_in_the_last_moment_of_its_time(left: float, tries: bool) -> None:
+    script = Script()
+    again = Patience(script.terms, script.now + left).after(lost(), script.now)  # it would be after 15 ms
+    assert (again is not None) is tries
 
 
 def test_a_release_that_the_keeper_was_quicker_with_is_a_success() -> None:
