@@ -60,7 +60,7 @@ def _async_opener(store: str, **options: Any) -> Callable[[Place], Any]:
     return open_manager
 
 
-DRIVERS = {"redis": ("redis",), "memcached": ("pymemcache",), "etcd": ("grpcio",)}
+DRIVERS = {"redis": ("redis",), "memcached": ("pymemcache",), "etcd": ("hpack",)}
 
 for _store in URLS:
     _needs = ("atomiclock", *DRIVERS.get(_store, ()))

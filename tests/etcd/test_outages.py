@@ -255,6 +255,9 @@ def test_leases_that_the_cluster_ends_all_at_once_are_told_within_one_renewal_an
         successor.release()  # which nobody has touched
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*socket:pytest.PytestUnraisableExceptionWarning", "ignore:unclosed:ResourceWarning"
+)
 def test_interrupts_at_any_time_leave_nothing_and_harm_no_later_call(etcd_server: EtcdServer) -> None:
     """Signals in the main thread, in the middle of acquire, wait and release."""
 

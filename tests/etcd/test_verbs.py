@@ -9,9 +9,27 @@ from servers import EtcdServer
 
 from atomiclock import BackendRefused, LockManager
 from atomiclock._registry import backend_for
+from atomiclock._url import parse
 from atomiclock.backends import Add, Extend, Granted, Remove, Unknown, Wait, clock
-from atomiclock.backends._etcd_recipe import GRANT, REVOKE, TXN, Attempt, Before, Fault, KeepAlive, lease_of
+from atomiclock.backends._etcd_channel import Session
+from atomiclock.backends._etcd_recipe import (
+    GRANT,
+    KEEP_ALIVE,
+    RANGE,
+    REVOKE,
+    TXN,
+    Attempt,
+    Before,
+    Fault,
+    KeepAlive,
+    lease_of,
+    look,
+)
+from atomiclock.backends._etcd_spares import Spares
+from atomiclock.backends._etcd_target import target_of_url
 from atomiclock.backends._etcd_wire import encode
+from atomiclock.backends._grpc import PERMISSION_DENIED, UNAVAILABLE, Answer
+from atomiclock.backends._wire_pool import WireChannel
 
 TOKEN = "ab" * 16
 OWN = {"own": 5, "lease": 5, "revision": 3, "seconds": 11}
@@ -141,3 +159,27 @@ def test_a_late_put_is_refused_once_its_attempt_was_taken_back(etcd_server: Etcd
         assert isinstance(late, Fault)
         channel.close()
     assert etcd_server.keys() == []
+
+
+def test_of_many_at_once_each_has_its_own_answer() -> None:
+    """What etcd refuses one of them is no reason to give up the others."""
+    target = target_of_url(parse("etcd://h"))
+    session = Session(
+        target, Spares(), lambda *_: WireChannel(lambda _: pytest.fail("not to be used"), bool, ""), object
+    )
+    asks = [KeepAlive(number, look(b"mine")) for number in range(3)]
+    alive = [Answer(encode({2: number, 3: 30})) for number in range(3)]
+    found, refused = Answer(encode({4: 1})), Answer(b"", PERMISSION_DENIED, "permission denied")
+    steps = session.exchange_all(list(asks), clock() + 1)
+    sent = next(steps)
+    assert [call.method for call in sent.ask.calls] == [KEEP_ALIVE, RANGE] * 3
+    with pytest.raises(StopIteration) as done:
+        steps.send([alive[0], found, alive[1], refused, Answer(b"", UNAVAILABLE, "no leader"), found])
+    first, second, third = done.value.value
+    assert first == (30, {4: [1]})
+    assert second[0] == 30
+    assert isinstance(second[1], Fault)
+    assert "permission denied" in second[1].text
+    assert third[0] == 0
+    assert isinstance(third[1], Fault)
+    assert "no leader" in third[1].text

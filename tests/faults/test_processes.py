@@ -424,7 +424,7 @@ def test_fork_while_a_thread_loads_the_driver_lets_the_child_load_it_too(any_url
     with child(FORKED_WHILE_THE_DRIVER_LOADS, any_url, begins) as process:
         began = line_of(process)
         assert line_of(process) == "0"
-    if begins == "manager" or any_url.startswith("etcd"):
+    if begins == "manager":
         assert began == "loading"
 
 
@@ -590,7 +590,7 @@ print(os.waitpid(child[1], 0)[1], flush=True)
 """
 
 
-@pytest.mark.parametrize("backend", ["redis", "memcached"])  # SQLite must be told before, and etcd's grpcio too
+@pytest.mark.parametrize("backend", ["redis", "memcached", "etcd"])  # SQLite must be told before
 def test_a_fork_by_c_code_that_tells_python_only_afterwards_is_one_too(
     backend: str, request: pytest.FixtureRequest
 ) -> None:

@@ -16,7 +16,7 @@ import atomiclock
 from atomiclock import BackendUnavailable, ConfigurationError, LockManager, acquire_lock, try_lock
 
 URLS = dict(pair.partition("=")[::2] for pair in sys.argv[2:])
-DRIVERS = {"redis": "redis", "memcached": "pymemcache", "etcd": "grpc", "django": "django"}
+DRIVERS = {"redis": "redis", "memcached": "pymemcache", "etcd": "hpack", "django": "django"}
 
 
 def core() -> None:

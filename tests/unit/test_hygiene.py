@@ -13,7 +13,7 @@ import atomiclock
 from atomiclock import testing
 
 HEAVY = {"redis", "asyncio", "sqlite3", "celery", "pytest", "platformdirs", "threading", "hypothesis", "ssl", "socket",
-         "dataclasses", "inspect", "urllib.parse", "importlib.metadata", "hashlib", "django", "grpc"}  # fmt: skip
+         "dataclasses", "inspect", "urllib.parse", "importlib.metadata", "hashlib", "django", "hpack"}  # fmt: skip
 
 
 def loaded(script: str) -> set[str]:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BackendRefused
 from . import Steps, Unknown
 from ._admin import Finding, Seen, Waiting, text_of
-from ._etcd_recipe import Attempt, Call, Entry, Fault, Place, entries_of, look, said_by, time_to_live
+from ._etcd_recipe import Attempt, Entry, Fault, Place, entries_of, look, said_by, time_to_live
 from ._etcd_steps import checked, shown
 from ._etcd_wire import Message, encode, messages, number, text
+from ._grpc import Call
 
 if TYPE_CHECKING:
     from .etcd import EtcdBackend
 
-_STATUS, _ALARM, _MEMBERS = "Maintenance/Status", "Maintenance/Alarm", "Cluster/MemberList"
+_STATUS, _ALARM = "/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Alarm"
+_MEMBERS = "/etcdserverpb.Cluster/MemberList"
 _ALARMS = {1: "NOSPACE", 2: "CORRUPT"}
 _NEARLY_FULL = 0.8
 

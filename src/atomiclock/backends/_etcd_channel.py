@@ -5,35 +5,87 @@ What to exchange for a request is written once, as a generator (`Session`); thre
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any, NamedTuple
-
-import grpc
+from queue import Empty
+from typing import Any, NamedTuple, NoReturn
 
 from .. import _process
-from ..errors import BackendRefused
+from .._post import Post
+from ..errors import BackendRefused, BackendUnavailable
 from . import Unknown
+from ._etcd_dial import dial
 from ._etcd_errors import explain, is_fact, stale_token
-from ._etcd_hands import Mailbox, in_safe_hands
-from ._etcd_link import Link, gate
-from ._etcd_recipe import AUTHENTICATE, Attempt, Call, Fault, KeepAlive, Watch, revoke
+from ._etcd_recipe import AUTHENTICATE, NOT_FOUND, Attempt, Fault, KeepAlive, Watch, keep_alive, revoke
 from ._etcd_spares import Spares
 from ._etcd_target import Target
-from ._etcd_wire import decode, encode, text
+from ._etcd_watch import Watches, open_watches
+from ._etcd_wire import decode, encode, number, text
+from ._grpc import DEADLINE_EXCEEDED, Answer, Ask, Call
+from ._wire_pool import WireChannel
 
+AT_ONCE = 50
+"""Leases that are kept alive in one round trip, with two calls for each: a server may bear 100 at a time."""
 GOODBYE = 0.25
 """Seconds that a close may take to give back the leases that were kept."""
 
 
-class Unary(NamedTuple):
-    """To the one who waits: make this call. The reply is bytes, or a `grpc.RpcError` is raised."""
+class Link:
+    """What is known of one endpoint: its connections, each for one exchange at a time, and its stream of watches."""
+
+    def __init__(self, endpoint: str, wires: Any) -> None:
+        self.endpoint = endpoint
+        self.wires = wires
+        self.open = True
+        self.proven = False  # it has brought an answer
+        self.silent_since: float | None = None  # when the first of the requests was sent that nothing answered
+        self.watches: Watches | None = None
+
+    def heard(self) -> None:
+        self.proven = True
+        self.silent_since = None
+
+    def open_watches(self) -> Watches | None:
+        """The stream of watches, if there is one."""
+        return self.watches if self.watches is not None and self.watches.open else None
+
+    def adopt(self, watches: Watches) -> Watches:
+        self.watches = watches
+        if not self.open:
+            watches.close()
+        return watches
+
+    def end_watches(self) -> None:
+        if self.watches is not None:
+            self.watches.close()
+
+    def close(self) -> None:
+        self.open = False
+        self.wires.close()
+        self.end_watches()
+
+    def __del__(self) -> None:
+        watches = getattr(self, "watches", None)
+        if watches is not None:
+            watches.hang_up()  # a finalizer takes no locks
+
+
+class Send(NamedTuple):
+    """To the one who waits: make these calls. The reply is the list of their answers; or `Unknown` is raised, or what
+    it means that there is no connection."""
 
     link: Link
-    call: Call
-    metadata: Any
+    ask: Ask
+    deadline: float
+
+
+class Open(NamedTuple):
+    """To the one who waits: return the stream of watches, which is opened when it is first needed, and again when it
+    was lost; or raise what it means that there is no connection."""
+
+    link: Link
+    token: bytes
     deadline: float
 
 
@@ -44,21 +96,18 @@ class Hear(NamedTuple):
     until: float
 
 
-class Do(NamedTuple):
-    """To the one who waits: return what `function` returns, which uses grpcio but does not wait for the server."""
-
-    function: Callable[[], Any]
-
-
-Exchange = Generator[Unary | Hear | Do, Any, Any]
+Exchange = Generator[Send | Open | Hear, Any, Any]
 
 
 class Session:
     """What a channel knows of its cluster: the endpoint in use, and the token that it was given."""
 
-    def __init__(self, target: Target, spares: Spares, mailbox: Any) -> None:
-        self._target = target
+    def __init__(
+        self, target: Target, spares: Spares, wires: Callable[[Target, str], Any], mailbox: Callable[[], Any]
+    ) -> None:
+        self.target = target
         self._spares = spares
+        self._wires = wires
         self._mailbox = mailbox  # makes one, for whoever waits here
         self._mutex = threading.RLock()
         self._at = 0
@@ -67,269 +116,300 @@ class Session:
         self._token: bytes | None = target.token.encode() if target.token else None
 
     def exchange(self, request: Any, deadline: float) -> Exchange:
-        if isinstance(request, Attempt):
+        if type(request) is Attempt:
             try:
                 return (yield from self.exchange(request.request, deadline))
             except (Unknown, BackendRefused) as error:
                 return error
         if deadline <= _process.clock():
-            raise Unknown(f"{self._target.place}: no time was left to ask", sent=False)
-        if isinstance(request, Call):
-            return (yield from self._call(request, deadline))
-        if isinstance(request, KeepAlive):
+            raise Unknown(f"{self.target.place}: no time was left to ask", sent=False)
+        if type(request) is Call:
+            return (yield from self._calls((request,), deadline))[0]
+        if type(request) is KeepAlive:
             return (yield from self._keep_alive(request, deadline))
         return (yield from self._watch(request, deadline))
 
-    def _call(self, call: Call, deadline: float) -> Exchange:
+    def exchange_all(self, requests: list[Any], deadline: float) -> Exchange:
+        """The replies to `requests`, all of one kind, in as few round trips as there may be. What etcd refuses is a
+        `Fault` here: each has to go on as it can."""
+        replies: list[Any] = []
+        for at in range(0, len(requests), AT_ONCE):
+            part = [each.request if type(each) is Attempt else each for each in requests[at : at + AT_ONCE]]
+            pairs = [_calls_of(each) for each in part]
+            link, answers = yield from self._answers(tuple(call for pair in pairs for call in pair), deadline)
+            facts = [self._fact(link, answer) for answer in answers]
+            for pair in pairs:
+                mine, facts = facts[: len(pair)], facts[len(pair) :]
+                replies.append(mine[0] if len(mine) == 1 else _kept_alive(*mine))
+        return replies
+
+    def _calls(self, calls: tuple[Call, ...], deadline: float) -> Exchange:
+        """What comes of `calls`, which are made at the same time: of each a message or a `Fault`."""
+        link, answers = yield from self._answers(calls, deadline)
+        return [self._meaning(link, answer) for answer in answers]
+
+    def _answers(self, calls: tuple[Call, ...], deadline: float) -> Exchange:
+        """The endpoint that answered, and its answers."""
         for again in (False, True):
             link = self._link
             if link is None or not link.open:
-                link = yield Do(self._connect)
-            metadata = None
-            if self._token is not None or self._target.password is not None:
-                metadata = yield from self._metadata(link, deadline)
+                link = self._connect()
+            token = self._token
+            if token is None:
+                token = (yield from self._authenticate(link, deadline)) if self.target.password is not None else b""
             sent = _process.clock()
             if link.silent_since is None:
                 link.silent_since = sent
+            until = deadline if link.proven else self._share(sent, deadline)
             try:
-                data = yield Unary(link, call, metadata, self._share(link, sent, deadline))
-                link.heard()
-                self._missed = 0
-                return decode(data)
-            except grpc.RpcError as error:
-                if again or not stale_token(error) or self._target.password is None:
-                    return (yield from self._failed(link, error))
-                if metadata is None or metadata[0][1] == self._token:  # else another thread has a new one
-                    self._token = None
-                    yield Do(link.end_streams)
-            except ValueError as error:  # of the codec
-                yield from self._leave(link)
-                raise Unknown(f"{self._target.place}: not the answer of an etcd: {error}") from error
+                answers = yield Send(link, Ask(calls, token), until)
+            except (Unknown, BackendRefused) as error:
+                self._broken(link, error)
+            if not link.open:  # closed meanwhile, but for the connection that was in our hands
+                link.wires.close()
+            if again or self.target.password is None or not any(map(stale_token, answers)):
+                return link, answers
+            if token == self._token:  # else another thread has a new one
+                self._token = None
+                link.end_watches()
         raise AssertionError("not reached")
 
-    def _share(self, link: Link, now: float, deadline: float) -> float:
-        """Until when an endpoint that has not answered yet may take, so that time is left for the others."""
-        others = len(self._target.endpoints) - 1 - self._missed
-        return deadline if link.proven or others <= 0 else now + (deadline - now) / (others + 1)
+    def _fact(self, link: Link, answer: Answer) -> Any:
+        """A message, or a `Fault` with what the endpoint says instead."""
+        try:
+            return self._meaning(link, answer)
+        except (Unknown, BackendUnavailable) as error:
+            return Fault(str(error))
 
-    def _failed(self, link: Link, error: Any) -> Exchange:
-        """What `error` means: a fact, or an exception."""
-        if is_fact(error):
+    def _meaning(self, link: Link, answer: Answer) -> Any:
+        """A message, or a `Fault`; or raise what it means that the endpoint answers so."""
+        if not answer.code:
+            try:
+                message = decode(answer.data)
+            except ValueError as error:
+                self._leave(link)
+                raise Unknown(f"{self.target.place}: not the answer of an etcd: {error}") from error
             link.heard()
-            return Fault(error.details())
-        fresh, open_before = not link.proven, link.open
-        problem = explain(error, self._target, link.endpoint)
-        others = self._missed < len(self._target.endpoints) - 1
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            # One request with little time says nothing; nothing heard for a while does.
-            silent = link.silent_since is not None and _process.clock() - link.silent_since
-            if (silent and silent >= self._target.bound / 4) or (fresh and others):
-                yield from self._leave(link)
-                if isinstance(problem, Unknown) and fresh and others:
-                    problem.fresh = False  # there is another endpoint to ask at once
-        elif isinstance(problem, Unknown):
-            yield from self._leave(link)
-            # Closed by a fork, or by another thread, or there is another endpoint: ask again at once.
-            problem.fresh = fresh and open_before and not others
+            self._missed = 0
+            return message
+        if is_fact(answer):
+            link.heard()
+            return Fault(answer.text)
+        raise self._refused(link, answer)
+
+    def _share(self, now: float, deadline: float) -> float:
+        """Until when an endpoint that has not answered yet may take, so that time is left for the others."""
+        others = len(self.target.endpoints) - 1 - self._missed
+        return deadline if others <= 0 else now + (deadline - now) / (others + 1)
+
+    def _others(self) -> bool:
+        return self._missed < len(self.target.endpoints) - 1
+
+    def _refused(self, link: Link, answer: Answer) -> Exception:
+        """What `answer` means, which is no fact."""
+        fresh, others = not link.proven, self._others()
+        problem = explain(answer, self.target, link.endpoint)
+        if answer.code == DEADLINE_EXCEEDED:
+            return self._silent(link, problem)
+        if isinstance(problem, Unknown):
+            self._leave(link)
+            problem.fresh = fresh and not others
         elif fresh and others and isinstance(problem, BackendRefused):  # perhaps another one serves us
-            yield from self._leave(link)
-            problem = Unknown(str(problem), sent=False, fresh=False)
+            self._leave(link)
+            return Unknown(str(problem), sent=False, fresh=False)
         else:
             link.heard()
+        return problem
+
+    def _broken(self, link: Link, error: Exception) -> NoReturn:
+        """Raise what it means that no answer came."""
+        problem = self._problem(link, error)
+        if problem is error:
+            raise error
         raise problem from error
+
+    def _problem(self, link: Link, problem: Exception) -> Exception:
+        fresh, open_before, others = not link.proven, link.open, self._others()
+        if isinstance(problem, BackendRefused):
+            if not (fresh and others):
+                return problem
+            self._leave(link)
+            return Unknown(str(problem), sent=False, fresh=False)
+        if isinstance(problem, Unknown) and problem.__cause__ is not None:  # else there was no time to ask it
+            if isinstance(problem.__cause__, TimeoutError) and problem.sent:
+                where = self.target.where(link.endpoint)
+                return self._silent(link, Unknown(f"{where} did not answer in time (is it an etcd?)"))
+            self._leave(link)
+            # Closed by another thread, or there is another endpoint, or it was a connection of the pool: ask at once.
+            problem.fresh = fresh and open_before and problem.fresh and not others
+        return problem
+
+    def _silent(self, link: Link, problem: Exception) -> Exception:
+        """The problem of who got no answer in time: one request with little time says nothing about the endpoint;
+        nothing heard for a while does."""
+        fresh, others = not link.proven, self._others()
+        silent = link.silent_since is not None and _process.clock() - link.silent_since
+        if (silent and silent >= self.target.bound / 4) or (fresh and others):
+            self._leave(link)
+            if isinstance(problem, Unknown) and fresh and others:
+                problem.fresh = False  # there is another endpoint to ask at once
+        return problem
 
     # Endpoints
 
-    def _open(self) -> Generator[Do, Link, Link]:
-        link = self._link
-        if link is not None and link.open:
-            return link
-        return (yield Do(self._connect))
-
     def _connect(self) -> Link:
         with self._mutex:
-            if self._link is None or not self._link.open:
-                self._link = Link(self._target, self._target.endpoints[self._at])
-            return self._link
+            link = self._link
+            if link is None or not link.open:
+                endpoint = self.target.endpoints[self._at]
+                link = self._link = Link(endpoint, self._wires(self.target, endpoint))
+            return link
 
-    def _leave(self, link: Link) -> Exchange:
+    def _leave(self, link: Link) -> None:
         """Go on with the next endpoint, over a new connection."""
         with self._mutex:
             if self._link is link:
                 self._link = None
-                self._at = (self._at + 1) % len(self._target.endpoints)
+                self._at = (self._at + 1) % len(self.target.endpoints)
                 self._missed += 1
-        yield Do(link.close)
+        link.close()
 
     def close(self) -> None:
         with self._mutex:
             link, self._link = self._link, None
-        if link is not None:
-            in_safe_hands(lambda: self._end(link))
-
-    def _end(self, link: Link) -> None:
-        """Close `link`, and give back what is kept, if the server answers quickly. Else it ends with its ttl."""
-        until, calls = _process.clock() + GOODBYE, []
-        with suppress(Unknown), gate(), link.usable():
+        if link is None:
+            return
+        try:
             if link.proven and link.silent_since is None:
-                metadata = (("token", self._token),) if self._token else None
-                for call in [revoke(lease) for lease in self._spares.take_all()]:
-                    calls.append(link.method(call.method).future(call.payload, timeout=GOODBYE, metadata=metadata))
-            for each in calls:
-                with suppress(grpc.RpcError, grpc.FutureTimeoutError):
-                    each.result(max(0.0, until - _process.clock()))
-        link.close()
+                self._give_back(link)
+        finally:
+            link.close()
+
+    def _give_back(self, link: Link) -> None:
+        """Revoke what is kept, if the server answers quickly. Else it ends with its ttl.
+
+        By a connection for threads, also for tasks: a close must be done when it returns.
+        """
+        leases = self._spares.take_all()
+        if leases:
+            wires = WireChannel(dial(self.target, link.endpoint), fit, self.target.place)
+            with suppress(Unknown, BackendRefused):
+                wires.call(Ask(tuple(map(revoke, leases)), self._token or b""), _process.clock() + GOODBYE)
+            wires.close()
 
     # Tokens
 
-    def _metadata(self, link: Link, deadline: float) -> Exchange:
-        if self._token is None and self._target.password is not None:
-            yield from self._authenticate(link, deadline)
-        return (("token", self._token),) if self._token else None
-
     def _authenticate(self, link: Link, deadline: float) -> Exchange:
-        target = self._target
+        target = self.target
         ask = encode({1: (target.user or "").encode(), 2: (target.password or "").encode()})
         try:
-            reply = yield Unary(link, Call(AUTHENTICATE, ask), None, deadline)
-        except grpc.RpcError as error:
-            if "authentication is not enabled" in (error.details() or ""):
-                self._token = b""  # whoever may do without a password may also give one, as with etcdctl
-                return
-            yield from self._failed(link, error)
-            raise
-        self._token = text(decode(reply), 2)
+            (answer,) = yield Send(link, Ask((Call(AUTHENTICATE, ask),)), deadline)
+        except (Unknown, BackendRefused) as error:
+            self._broken(link, error)
+        if "authentication is not enabled" in answer.text:
+            self._token = b""  # whoever may do without a password may also give one, as with etcdctl
+        else:
+            self._token = text(self._meaning(link, answer), 2)
+        return self._token
 
     # Streams
 
     def _keep_alive(self, ask: KeepAlive, deadline: float) -> Exchange:
-        """The keep-alive travels beside the call, which comes first back as a rule."""
-        link = yield from self._open()
-        metadata = yield from self._metadata(link, deadline)
-        mailbox = self._mailbox()
-        yield Do(lambda: link.keep_alive(metadata).renew(ask.lease, mailbox.put))
-        reply = yield from self._call(ask.beside, deadline)
-        try:
-            left = yield Hear(mailbox, deadline)
-        except TimeoutError:
-            left = None
-        if left is None:
-            raise Unknown(f"{self._target.place}: the lease was not kept alive in time", fresh=False)
-        return left, reply
+        return _kept_alive(*(yield from self._calls(_calls_of(ask), deadline)))
 
     def _watch(self, ask: Watch, deadline: float) -> Exchange:
-        link = yield from self._open()
-        metadata = yield from self._metadata(link, deadline)
+        link = self._link
+        if link is None or not link.open:
+            link = self._connect()
+        watches = link.open_watches()
+        if watches is None:
+            watches = yield from self._watches(link, deadline)
         mailbox = self._mailbox()
-        begun: list[Callable[[], None]] = []  # by another thread perhaps, and this one may be interrupted meanwhile
+        stop = watches.watch(ask, mailbox.put)
         try:
-            yield Do(lambda: begun.append(link.watching(metadata).watch(ask, mailbox.put)))
             with suppress(TimeoutError):
                 return (yield Hear(mailbox, min(ask.until, deadline)))
         finally:
-            for stop in begun:
-                stop()
+            stop()
+
+    def _watches(self, link: Link, deadline: float) -> Exchange:
+        token = self._token
+        if token is None:
+            token = (yield from self._authenticate(link, deadline)) if self.target.password is not None else b""
+        try:
+            return (yield Open(link, token, deadline))
+        except (Unknown, BackendRefused) as error:
+            self._broken(link, error)
+
+
+def _calls_of(request: Call | KeepAlive) -> tuple[Call, ...]:
+    return (keep_alive(request.lease), request.beside) if isinstance(request, KeepAlive) else (request,)
+
+
+def _kept_alive(alive: Any, beside: Any) -> tuple[int, Any]:
+    """The reply to a `KeepAlive`. If etcd refused that itself, it is the reply to all of it."""
+    if isinstance(alive, Fault):
+        return 0, beside if alive.means(NOT_FOUND) else alive
+    return number(alive, 3), beside
+
+
+def fit(reply: Any) -> bool:  # noqa: ARG001  # that a call failed says nothing about the connection
+    return True
+
+
+class _Mailbox(Post[Any]):
+    """Where a thread waits for one thing."""
+
+    def wait(self, until: float) -> Any:
+        """What was put into it, or `TimeoutError`."""
+        try:
+            return self.get(timeout=max(0.0, until - _process.clock()))
+        except Empty:
+            raise TimeoutError from None
+
+
+def _wires(target: Target, endpoint: str) -> WireChannel:
+    return WireChannel(dial(target, endpoint), fit, target.where(endpoint))
 
 
 class ThreadChannel:
     """A cluster for threads."""
 
     def __init__(self, target: Target, spares: Spares) -> None:
-        self._session = Session(target, spares, Mailbox)
+        self._session = Session(target, spares, _wires, _Mailbox)
+        self._opening = threading.RLock()  # one opens what all want to share
 
     def call(self, request: Any, deadline: float) -> Any:
-        steps = self._session.exchange(request, deadline)
+        return self._run(self._session.exchange(request, deadline))
+
+    def call_all(self, requests: list[Any], deadline: float) -> list[Any]:
+        """The replies to `requests`, in few round trips."""
+        replies: list[Any] = self._run(self._session.exchange_all(requests, deadline))
+        return replies
+
+    def _run(self, steps: Exchange) -> Any:
         step: Any = steps.send
         value: Any = None
         try:
             while True:
                 wanted = step(value)
                 try:
-                    value, step = _perform(wanted), steps.send
-                except (grpc.RpcError, TimeoutError, Unknown) as error:
+                    value, step = self._perform(wanted), steps.send
+                except (TimeoutError, Unknown, BackendRefused) as error:
                     value, step = error, steps.throw
         except StopIteration as done:
             return done.value
         finally:
             steps.close()
 
-    def close(self) -> None:
-        self._session.close()
-
-
-def _perform(wanted: Unary | Hear | Do) -> Any:
-    if isinstance(wanted, Hear):
-        return wanted.mailbox.wait(wanted.until - _process.clock())
-    return in_safe_hands(wanted.function if isinstance(wanted, Do) else lambda: _ask(wanted))
-
-
-def _ask(wanted: Unary) -> Any:
-    left = wanted.deadline - _process.clock()
-    with gate(), wanted.link.usable():
-        method = wanted.link.method(wanted.call.method)
-        return method(wanted.call.payload, timeout=max(0.001, left), metadata=wanted.metadata)
-
-
-class TaskMailbox:
-    """Where a task waits for what comes on another thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self._loop.create_future()
-
-    def put(self, value: Any) -> None:
-        with suppress(RuntimeError):  # the loop was closed meanwhile
-            self._loop.call_soon_threadsafe(self._set, value)
-
-    def _set(self, value: Any) -> None:
-        if not self.future.done():
-            self.future.set_result(value)
-
-
-class TaskChannel:
-    """A cluster for the tasks of one event loop.
-
-    By grpcio's futures, not by grpc.aio: that keeps one thread in grpcio for ever, so nothing could be forked, and
-    its cycle takes as long (1.5 ms against 1.6 ms on one machine).
-    """
-
-    def __init__(self, target: Target, spares: Spares) -> None:
-        self._session = Session(target, spares, TaskMailbox)
-
-    async def call(self, request: Any, deadline: float) -> Any:
-        steps = self._session.exchange(request, deadline)
-        step: Any = steps.send
-        value: Any = None
-        try:
-            while True:
-                wanted = step(value)
-                try:
-                    value, step = await _perform_async(wanted), steps.send
-                except (grpc.RpcError, TimeoutError, Unknown) as error:
-                    value, step = error, steps.throw
-                except asyncio.TimeoutError as error:  # another class in Python 3.10
-                    value, step = TimeoutError(*error.args), steps.throw
-        except StopIteration as done:
-            return done.value
-        finally:
-            steps.close()
+    def _perform(self, wanted: Send | Open | Hear) -> Any:
+        if isinstance(wanted, Send):
+            return wanted.link.wires.call(wanted.ask, wanted.deadline)
+        if isinstance(wanted, Hear):
+            return wanted.mailbox.wait(wanted.until)
+        link, token, deadline = wanted
+        with self._opening:
+            return link.open_watches() or link.adopt(open_watches(self._session.target, link.endpoint, token, deadline))
 
     def close(self) -> None:
         self._session.close()
-
-
-async def _perform_async(wanted: Unary | Hear | Do) -> Any:
-    if isinstance(wanted, Do):
-        return wanted.function()
-    if isinstance(wanted, Hear):
-        return await asyncio.wait_for(wanted.mailbox.future, max(0.0, wanted.until - _process.clock()))
-    mailbox, left = TaskMailbox(), wanted.deadline - _process.clock()
-    with gate(), wanted.link.usable():
-        method = wanted.link.method(wanted.call.method)
-        call = method.future(wanted.call.payload, timeout=max(0.001, left), metadata=wanted.metadata)
-    call.add_done_callback(mailbox.put)
-    try:
-        await mailbox.future
-    finally:
-        call.cancel()  # if the task was cancelled; else it is done
-    return call.result()

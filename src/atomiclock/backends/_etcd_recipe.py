@@ -13,22 +13,17 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ._etcd_wire import Message, encode, messages, number, text
+from ._grpc import Call  # its reply is a `Message`, or a `Fault`
 
-GRANT, REVOKE = "Lease/LeaseGrant", "Lease/LeaseRevoke"
-TIME_TO_LIVE, KEEP_ALIVE = "Lease/LeaseTimeToLive", "Lease/LeaseKeepAlive"
-RANGE, TXN, WATCH, AUTHENTICATE = "KV/Range", "KV/Txn", "Watch/Watch", "Auth/Authenticate"
+GRANT, REVOKE = "/etcdserverpb.Lease/LeaseGrant", "/etcdserverpb.Lease/LeaseRevoke"
+TIME_TO_LIVE, KEEP_ALIVE = "/etcdserverpb.Lease/LeaseTimeToLive", "/etcdserverpb.Lease/LeaseKeepAlive"
+RANGE, TXN = "/etcdserverpb.KV/Range", "/etcdserverpb.KV/Txn"
+WATCH, AUTHENTICATE = "/etcdserverpb.Watch/Watch", "/etcdserverpb.Auth/Authenticate"
 
 _EQUAL, _NOT_EQUAL = 0, 3
 _CREATE, _LEASE = 1, 4  # what a compare looks at
 _ASCEND, _DESCEND, _BY_CREATE = 1, 2, 2
 _LEASE_ID = re.compile(rb"[0-9a-f]{1,16}")
-
-
-class Call(NamedTuple):
-    """A request with one reply: a `Message`, or a `Fault`."""
-
-    method: str
-    payload: bytes
 
 
 class KeepAlive(NamedTuple):
@@ -214,7 +209,7 @@ def revoke(lease: int) -> Call:
 
 
 def keep_alive(lease: int) -> Call:
-    """Start the ttl of `lease` again, as a call of its own: for once, that is cheaper than the stream's three threads.
+    """Start the ttl of `lease` again. It is a stream with one request.
 
     Field 3 of the reply is the seconds that it lives from then, 0 if it is dead.
     """

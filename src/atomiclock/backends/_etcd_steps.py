@@ -18,7 +18,6 @@ from ._etcd_recipe import (
     NOT_FOUND,
     Attempt,
     Before,
-    Call,
     Entry,
     Fault,
     KeepAlive,
@@ -39,6 +38,7 @@ from ._etcd_recipe import (
 )
 from ._etcd_spares import FACTS, new_lease
 from ._etcd_wire import Message, number
+from ._grpc import Call
 
 
 def checked(reply: Any) -> Message:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
-
-import grpc
 
 from .._options import bound_from_text
 from .._url import URL, mask
@@ -24,13 +26,17 @@ class Target:
     endpoints: tuple[str, ...]
     """HOST:PORT, tried in this order."""
     place: str
-    credentials: Any = field(default=None, repr=False)
-    """grpc's credentials of a TLS channel; `None` for plain text."""
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    """`None` for plain text."""
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
     """One that somebody else was given, and that we cannot renew."""
     bound: float = 3.0
+
+    def where(self, endpoint: str) -> str:
+        """`endpoint`, for people."""
+        return self.place if len(self.endpoints) == 1 else f"{self.place}, of it {endpoint}"
 
 
 def target_of_url(url: URL) -> Target:
@@ -48,7 +54,7 @@ def target_of_url(url: URL) -> Target:
     return Target(
         endpoints=_endpoints(url, shown),
         place=shown,
-        credentials=_credentials(options) if url.scheme == "etcds" else None,
+        tls=_tls(options) if url.scheme == "etcds" else None,
         user=url.username,
         password=url.password,
         bound=bound,
@@ -68,20 +74,41 @@ def _endpoints(url: URL, shown: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _credentials(paths: dict[str, str]) -> Any:
-    files = {key: _read(key, path) for key, path in paths.items()}
-    return grpc.ssl_channel_credentials(files.get("ca"), files.get("key"), files.get("cert"))
+def _tls(paths: dict[str, str]) -> ssl.SSLContext:
+    for key, path in paths.items():
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise ConfigurationError(f"{key}={path} cannot be read: {error.strerror}") from error
+    context = _context()
+    if "ca" in paths:
+        with _refusing(f"ca={paths['ca']}", "certificates"):
+            context.load_verify_locations(cafile=paths["ca"])
+    else:
+        context.load_default_certs()
+    if "cert" in paths:
+        with _refusing(f"cert={paths['cert']} and key={paths['key']}", "a certificate and its key without a password"):
+            context.load_cert_chain(paths["cert"], paths["key"], password=b"")  # who has one is not to be asked for it
+    return context
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+@contextmanager
+def _refusing(what: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{what}: not {wanted} ({error})") from error
 
 
 def _path(_: str, path: str) -> str:
     return path
-
-
-def _read(key: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{key}={path} cannot be read: {error.strerror}") from error
 
 
 def target_of_client(client: Any, colour: str) -> Target:
@@ -97,17 +124,41 @@ def target_of_client(client: Any, colour: str) -> Target:
 
 def _of_etcd3(client: Any) -> Target:
     points = getattr(client, "endpoints", None)
+    tls = None
     if isinstance(points, dict) and points:
         endpoints = tuple(point.netloc for point in points.values())
-        credentials = next((point.credentials for point in points.values() if point.secure), None)
+        secure = next((point.credentials for point in points.values() if point.secure), None)
+        tls = secure and _tls_of_grpc(secure)
     elif getattr(client, "_url", None) and not getattr(client, "uses_secure_channel", False):
-        endpoints, credentials = (client._url,), None  # etcd3 0.12
+        endpoints = (client._url,)  # etcd3 0.12
     else:
-        raise ConfigurationError(
-            "this etcd3 client does not tell its certificates: give a URL such as etcds://host:2379"
-        )
+        raise ConfigurationError(SECRETIVE)
     token = next((value for key, value in client.metadata or () if key == "token"), None)
-    return Target(endpoints, f"etcd3 client of {','.join(endpoints)}", credentials, token=token)
+    return Target(endpoints, f"etcd3 client of {','.join(endpoints)}", tls, token=token)
+
+
+def _tls_of_grpc(credentials: Any) -> ssl.SSLContext:
+    """The same for ours, out of grpc's credentials of a TLS channel."""
+    inside: Any = getattr(credentials, "_credentials", None)
+    try:
+        ca, key, cert = inside._pem_root_certificates, inside._private_key, inside._certificate_chain
+    except AttributeError:
+        raise ConfigurationError(SECRETIVE) from None
+    context = _context()
+    if ca:
+        context.load_verify_locations(cadata=ca.decode())
+    else:
+        context.load_default_certs()
+    if cert and key:
+        with tempfile.TemporaryDirectory() as folder:  # OpenSSL reads them from a file only
+            path = os.path.join(folder, "pem")
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+                file.write(key + b"\n" + cert)
+            context.load_cert_chain(path)
+    return context
+
+
+SECRETIVE = "this etcd3 client does not tell its certificates: give a URL such as etcds://host:2379"
 
 
 def _of_aetcd(client: Any) -> Target:

@@ -180,6 +180,12 @@ def poll_of(sock: socket.socket) -> Any:
     return poll
 
 
+CHUNK = 8192
+"""Bytes to read at a time: more than most replies, and few enough that to make room for them costs nothing."""
+HEARING = 0.05
+"""Seconds for what has begun to come already."""
+
+
 class Wire:
     """An open connection for threads."""
 
@@ -189,6 +195,19 @@ class Wire:
         self.sock = sock
         self.reader = reader
         self.seat = seat  # its `Seat`, once it is in a channel's hands
+
+    def fit(self) -> bool:
+        """Whether it may be used again. Where readers have a `hear`, the server may speak of itself in between."""
+        if not self.sock.poll(0):
+            return True
+        hear: Callable[[bytes], bool] | None = getattr(self.reader, "hear", None)
+        if hear is None:
+            return False  # mostly the end, because the server went away
+        self.sock.deadline = _process.clock() + HEARING
+        with suppress(OSError, ValueError):
+            data = self.sock.recv(CHUNK)
+            return bool(data) and hear(data)
+        return False
 
     def close(self) -> None:
         """At once, without a word to the server, and without the shutdown() that a forked twin would feel."""

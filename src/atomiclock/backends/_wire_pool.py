@@ -18,12 +18,10 @@ from typing import Any
 from .. import _process
 from .._post import Post
 from . import Unknown
-from ._wire import MORE, NO_ROOM, Blocking, Dial, Fit, Nap, Parting, Several, Wire
+from ._wire import CHUNK, MORE, NO_ROOM, Blocking, Dial, Fit, Nap, Parting, Several, Wire
 
 MOST = 64
 """Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
-CHUNK = 8192
-"""Bytes to read at a time: more than most replies, and few enough that to make room for them costs nothing."""
 LOOK_AGAIN = 0.25
 """Seconds after which who waits for a connection looks by itself whether there is one."""
 
@@ -147,12 +145,15 @@ class WireChannel:
             return None
 
     def _open(self, seat: Seat, deadline: float) -> Wire:
+        wire: Wire | None = None
         try:
             wire = self._dial(deadline)
             sock: Any = wire.sock  # as the dial made it
             return Wire(sock.settled(), wire.reader, seat)
         except BaseException:
             seat.open = False  # whoever keeps the error keeps the seat
+            if wire is not None:
+                wire.close()
             raise
 
     def _hand_on(self, wire: Wire | None) -> None:
@@ -175,9 +176,14 @@ class WireChannel:
                 wire = self._idle.pop()
             except IndexError:  # another thread took the last one in between
                 break
-            if not wire.sock.poll(0):
+            fit = False
+            try:
+                fit = wire.fit()
+            finally:  # a signal may interrupt it
+                if not fit:
+                    wire.close()
+            if fit:
                 return wire
-            wire.close()  # something came that nobody asked for: mostly the end, because the server went away
         return None
 
     def close(self) -> None:

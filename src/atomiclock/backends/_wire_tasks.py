@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from .. import _process
 from . import Unknown
-from ._wire import MORE, NO_ROOM, Blocking, Fit, Nap, Parting, Reader, Several, poll_of
-from ._wire_pool import CHUNK, Seats, check_time
+from ._wire import CHUNK, MORE, NO_ROOM, Blocking, Fit, Nap, Parting, Reader, Several, poll_of
+from ._wire_pool import Seats, check_time
 
 CLOSED = "the server closed the connection"
 
@@ -81,7 +81,7 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         reply = self._reply
         if reply is None or reply.done():
-            self.abort()
+            self._hear(bytes(self._room[:nbytes]))
             return
         try:
             value = self.reader.take(bytes(self._room[:nbytes]), self._request)
@@ -90,6 +90,16 @@ class Link(asyncio.BufferedProtocol):
             return
         if value is not MORE:
             reply.set_result(value)
+
+    def _hear(self, data: bytes) -> None:
+        """Bytes that nobody asked for: where readers have a `hear`, the server may speak of itself in between."""
+        hear: Callable[[bytes], bool] | None = getattr(self.reader, "hear", None)
+        try:
+            if hear is not None and hear(data):
+                return
+        except ValueError:
+            pass
+        self.abort()
 
     def eof_received(self) -> None:
         self._fail(ConnectionError(CLOSED))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _process
 from .._url import URL
 from . import Add, Busy, Extend, Granted, Holder, Notes, Peek, Remove, Steps, Traits, Unknown, Wait
+from ._etcd_channel import ThreadChannel
 from ._etcd_recipe import (
     Place,
     Watch,
@@ -62,6 +63,7 @@ class EtcdBackend:
     """Locks in one etcd cluster."""
 
     exact_fence = True  # the create revision, which other software knows too
+    pipelines = True
 
     traits = Traits(
         scope="network",
@@ -218,11 +220,9 @@ class EtcdBackend:
                 notes["turn"] = True
 
     def channel(self) -> Channel:
-        from ._etcd_channel import ThreadChannel
-
         return ThreadChannel(self._target, self._spares)
 
     def async_channel(self) -> AsyncChannel:
-        from ._etcd_channel import TaskChannel
+        from ._etcd_tasks import TaskChannel  # this loads asyncio, which threads need not
 
         return TaskChannel(self._target, self._spares)

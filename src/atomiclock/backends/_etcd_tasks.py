@@ -1,0 +1,139 @@
+"""How tasks talk to a cluster of etcd: as `_etcd_channel`, in a module of its own, which loads asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from .._process import clock
+from ..errors import BackendRefused
+from . import Unknown
+from ._etcd_channel import Exchange, Hear, Open, Send, Session, fit
+from ._etcd_dial import address_of, explained
+from ._etcd_spares import Spares
+from ._etcd_target import Target
+from ._etcd_watch import Watches
+from ._grpc import HELLO, Reader
+from ._wire_tasks import AsyncDial, AsyncWire, AsyncWireChannel, Link
+
+
+def async_dial(target: Target, endpoint: str) -> AsyncDial:
+    """Opens connections for tasks."""
+
+    async def open_wire(deadline: float) -> AsyncWire:
+        link: Link | None = None
+        try:
+            make = lambda: Link(Reader(endpoint, target.tls is not None))  # noqa: E731  # asyncio wants to call it
+            link = await _connected(target, endpoint, make, deadline)
+            await link.ask(HELLO, deadline)
+            wire, link = AsyncWire(link), None
+            return wire
+        except (OSError, ValueError, asyncio.TimeoutError) as error:
+            raise explained(error, target, endpoint) from error
+        finally:
+            if link is not None:
+                link.abort()
+
+    return open_wire
+
+
+async def _connected(target: Target, endpoint: str, make: Callable[[], Any], deadline: float) -> Any:
+    host, port = address_of(endpoint)
+    made = asyncio.get_running_loop().create_connection(make, host, port, ssl=target.tls)
+    return (await asyncio.wait_for(made, max(0.001, deadline - clock())))[1]
+
+
+class TaskWatches(Watches, asyncio.Protocol):
+    """The watches of an event loop: what comes is heard there."""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        transport.write(self.begin())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.came(data)
+        except ValueError:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # who waits asks again, and is told then
+        self.close()
+
+    def send(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def hang_up(self) -> None:
+        self._transport.abort()
+
+
+async def _open_watches(target: Target, endpoint: str, token: bytes, deadline: float) -> Watches:
+    make = lambda: TaskWatches(endpoint, target.tls is not None, token)  # noqa: E731  # asyncio wants to call it
+    try:
+        watches: Watches = await _connected(target, endpoint, make, deadline)
+    except (OSError, ValueError, asyncio.TimeoutError) as error:
+        raise explained(error, target, endpoint) from error
+    return watches
+
+
+class _Mailbox:
+    """Where a task waits for one thing, which comes on its own event loop."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def put(self, value: Any) -> None:
+        if not self.future.done():
+            self.future.set_result(value)
+
+
+def _wires(target: Target, endpoint: str) -> AsyncWireChannel:
+    return AsyncWireChannel(async_dial(target, endpoint), fit, target.where(endpoint))
+
+
+class TaskChannel:
+    """A cluster for the tasks of one event loop."""
+
+    def __init__(self, target: Target, spares: Spares) -> None:
+        self._session = Session(target, spares, _wires, _Mailbox)
+        self._opening = asyncio.Lock()  # one opens what all want to share
+
+    async def call(self, request: Any, deadline: float) -> Any:
+        return await self._run(self._session.exchange(request, deadline))
+
+    async def call_all(self, requests: list[Any], deadline: float) -> list[Any]:
+        """The replies to `requests`, in few round trips."""
+        replies: list[Any] = await self._run(self._session.exchange_all(requests, deadline))
+        return replies
+
+    async def _run(self, steps: Exchange) -> Any:
+        step: Any = steps.send
+        value: Any = None
+        try:
+            while True:
+                wanted = step(value)
+                try:
+                    value, step = await self._perform(wanted), steps.send
+                except (TimeoutError, Unknown, BackendRefused) as error:
+                    value, step = error, steps.throw
+                except asyncio.TimeoutError as error:  # another class in Python 3.10
+                    value, step = TimeoutError(*error.args), steps.throw
+        except StopIteration as done:
+            return done.value
+        finally:
+            steps.close()
+
+    async def _perform(self, wanted: Send | Open | Hear) -> Any:
+        if isinstance(wanted, Send):
+            return await wanted.link.wires.call(wanted.ask, wanted.deadline)
+        if isinstance(wanted, Hear):
+            return await asyncio.wait_for(wanted.mailbox.future, max(0.0, wanted.until - clock()))
+        link, token, deadline = wanted
+        async with self._opening:
+            found = link.open_watches()
+            if found is None:
+                found = link.adopt(await _open_watches(self._session.target, link.endpoint, token, deadline))
+            return found
+
+    def close(self) -> None:
+        self._session.close()
