@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from .. import _process
+from .._process import clock
 from ._poll import POLLIN, new_poll
 
 
@@ -95,7 +95,7 @@ class DeadlineSocket:
         return SettledSocket(self._sock, self.poll)
 
     def _arm(self) -> socket.socket:
-        left = self.deadline - _process.clock()
+        left = self.deadline - clock()
         if left <= 0:
             raise TimeoutError("timed out")
         self._sock.settimeout(left)
@@ -144,7 +144,7 @@ class SettledSocket:
 
     def recv(self, size: int) -> bytes:
         while True:
-            left = self.deadline - _process.clock()
+            left = self.deadline - clock()
             try:
                 if left >= self._spell and threading.get_ident() != self._main:
                     return self._receive(size)
@@ -155,14 +155,15 @@ class SettledSocket:
                 continue
 
     def sendall(self, data: bytes) -> None:
-        sent = 0
-        with suppress(BlockingIOError):  # there is no room
+        try:
             sent = self._send(data, _DONT_WAIT)
+        except BlockingIOError:  # there is no room
+            sent = 0
         if sent < len(data):
             self._send_rest(data[sent:])
 
     def _send_rest(self, data: bytes) -> None:
-        left = self.deadline - _process.clock()
+        left = self.deadline - clock()
         if left <= 0:
             raise TimeoutError("timed out")
         self._sock.settimeout(left)
@@ -203,7 +204,7 @@ class Wire:
         hear: Callable[[bytes], bool] | None = getattr(self.reader, "hear", None)
         if hear is None:
             return False  # mostly the end, because the server went away
-        self.sock.deadline = _process.clock() + HEARING
+        self.sock.deadline = clock() + HEARING
         with suppress(OSError, ValueError):
             data = self.sock.recv(CHUNK)
             return bool(data) and hear(data)

@@ -11,17 +11,21 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Empty
 from typing import Any
 
-from .. import _process
 from .._post import Post
+from .._process import clock
 from . import Unknown
 from ._wire import CHUNK, MORE, NO_ROOM, Blocking, Dial, Fit, Nap, Parting, Several, Wire
 
 MOST = 64
 """Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
+UNUSUAL = (Nap, Parting, Blocking)
+"""Requests that are no plain exchange."""
 LOOK_AGAIN = 0.25
 """Seconds after which who waits for a connection looks by itself whether there is one."""
 
@@ -69,30 +73,33 @@ class Seats:
 class WireChannel:
     """Connections for threads. Requests are bytes for the server, or a `Nap`."""
 
-    def __init__(self, dial: Dial, fit: Fit, place: str) -> None:
+    def __init__(self, dial: Dial, fit: Fit, place: str, sure: frozenset[type] = frozenset()) -> None:
+        """`sure`: types of replies of which `fit` need not be asked."""
         self._dial = dial
         self._fit = fit
+        self._sure = sure
         self._place = place
         self._idle: list[Wire] = []
         self._seats = Seats()
         self._queue: deque[Post[Wire | None]] = deque()
 
     def call(self, request: Any, deadline: float) -> Any:
-        kind = type(request)
-        if kind is Nap:
-            return time.sleep(max(0.0, request.until - _process.clock()))
-        blocking = issubclass(kind, Blocking)
-        if blocking and not self._seats.may_block():  # before others have to wait for the connection
-            return NO_ROOM
+        exchange: Callable[..., Any] = _exchange
+        if isinstance(request, UNUSUAL):
+            if isinstance(request, Nap):
+                return time.sleep(max(0.0, request.until - clock()))
+            if isinstance(request, Parting):
+                exchange = partial(_exchange, tell=request.tell)
+            elif self._seats.may_block():
+                exchange = self._blocked
+            else:  # before others have to wait for the connection
+                return NO_ROOM
         pooled = self._pooled()
         wire = pooled or self._open_or_queue(deadline)
         done = False
         try:
-            if blocking and not self._seats.block(wire.seat):
-                done = True
-                return NO_ROOM
-            reply = _exchange(wire, request, deadline)
-            done = not wire.reader.rest and self._fit(reply)
+            reply = exchange(wire, request, deadline)
+            done = not wire.reader.rest and (type(reply) in self._sure or self._fit(reply))
             return reply
         except (OSError, ValueError) as error:
             # A pooled connection that was closed says nothing about the server (though much about the others in the
@@ -103,8 +110,6 @@ class WireChannel:
         finally:
             # A signal may interrupt anywhere: only a reply that was read to its end makes it fit for others.
             if done:
-                if blocking:
-                    wire.seat.blocked = False
                 if self._queue:
                     self._hand_on(wire)
                 else:
@@ -113,6 +118,15 @@ class WireChannel:
                 wire.close()
                 if self._queue:
                     self._hand_on(None)
+
+    def _blocked(self, wire: Wire, request: Any, deadline: float) -> Any:
+        """The reply to a `Blocking` request, unless there is no room by now."""
+        if not self._seats.block(wire.seat):
+            return NO_ROOM
+        try:
+            return _exchange(wire, request, deadline)
+        finally:  # a signal that comes before it ends the connection, and with that its seat
+            wire.seat.blocked = False
 
     def _open_or_queue(self, deadline: float) -> Wire:
         """A new connection, or if there are enough the next that others need no more."""
@@ -140,7 +154,7 @@ class WireChannel:
 
     def _given(self, box: Post[Wire | None], deadline: float) -> Wire | None:
         try:
-            return box.get(timeout=min(max(0.0, deadline - _process.clock()), LOOK_AGAIN))
+            return box.get(timeout=min(max(0.0, deadline - clock()), LOOK_AGAIN))
         except Empty:
             return None
 
@@ -196,23 +210,26 @@ class WireChannel:
             wire.close()
 
 
-def _exchange(wire: Wire, request: Any, deadline: float) -> Any:
-    """Send `request`, and return the reply to it."""
+def _exchange(wire: Wire, request: Any, deadline: float, tell: Callable[[], object] | None = None) -> Any:
+    """Send `request`, `tell` that it has left, and return the reply to it."""
     sock, reader = wire.sock, wire.reader
     sock.deadline = deadline
-    said, reply = reader.prepare(request)
+    said, known = reader.prepare(request)
     if said:
         sock.sendall(said)
-    if type(request) is Parting:
-        request.tell()
-    while reply is MORE:
+    elif known is not MORE:
+        return known
+    if tell is not None:
+        tell()
+    while True:
         data = sock.recv(CHUNK)
         if not data:
             raise ConnectionError("the server closed the connection")
         reply = reader.take(data, request)
-    return reply
+        if reply is not MORE:
+            return reply
 
 
 def check_time(deadline: float, place: str) -> None:
-    if deadline <= _process.clock():
+    if deadline <= clock():
         raise Unknown(f"{place}: no time was left to get a connection", sent=False)
