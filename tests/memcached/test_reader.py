@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +29,7 @@ from atomiclock.backends._meta import (
     Stats,
     Stored,
     TooFar,
+    ready_for,
 )  # fmt: skip
 from atomiclock.backends._wire import MORE
 
@@ -126,6 +128,7 @@ def test_a_reply_to_another_request_is_not_believed(request_: Any, word: bytes, 
     "reply",
     [b"HTTP/1.1 400 Bad Request\r\n", b"-ERR unknown command\r\n", b"\r\n", b"\n", b"HD\n", b"VA 9 OPAQUE\r\n",
      b"VA 1 t3 c1 OPAQUE\r\nxyz\r\n", b"VA -1 t3 c1 OPAQUE\r\n\r\n", b"VA x t3 c1 OPAQUE\r\n", b"HD c1 OPAQUE x\r\n",
+     b"HD c1 Off\r\nHD c2 OPAQUE\r\n", b"HD Off\r\nHD OPAQUE\r\n", b"HDOPAQUE\r\n",
      b"VA 99999999 t3 c1 OPAQUE\r\n", b"OK OPAQUE\r\n", b"VALUE other 0 1 12\r\nx\r\nEND\r\n"],
 )  # fmt: skip
 @pytest.mark.parametrize("request_", [PUT, Look(b"key"), Drop(b"key", 5, LIFE)], ids=lambda one: type(one).__name__)
@@ -203,6 +206,21 @@ def test_a_date_that_memcached_does_not_know_is_not_sent() -> None:
 def seconds_in(said: bytes) -> int:
     words = said.split(b"\r\n")[0].split(b" ")
     return int(words[3]) if words[0] in (b"add", b"cas") else int(next(word for word in words if word[:1] == b"T")[1:])
+
+
+@settings(deadline=None)
+@given(VALUES, VALUES, st.floats(0.001, 31_536_000.0))
+def test_what_is_ready_is_what_would_be_said(token: bytes, owner: bytes, ttl: float) -> None:
+    for meta in (True, False):
+        put = Put(b"key", token, 0, owner, ttl)
+        ready = put._replace(ready=ready_for(b"key", len(token), owner, ttl))
+        said, made = [], reader(meta)
+        with mock.patch.object(_meta, "clock", return_value=clock()):  # no date changes between the two
+            for request in (put, ready):
+                packed, more = made.prepare(request)
+                assert more is MORE
+                said.append(packed.replace(b" O" + made.opaque + b"\r\n", b" OPAQUE\r\n", 1))
+        assert said[0] == said[1]
 
 
 @settings(deadline=None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from itertools import count
 from typing import Any
 
-from ._meta import Facts, Failure, Found, OtherLife, TooFar, foreign
+from . import quick
+from ._meta import DONE, Drop, Facts, Failure, Found, OtherLife, Put, Stored, TooFar, foreign
 from ._wire import MORE
 
 LONGEST = 1 << 18
@@ -29,30 +31,38 @@ class Reader:
     Raises `ValueError` for what is not the reply to the request.
     """
 
-    __slots__ = ("_at", "_number", "_tail", "facts", "opaque", "rest")
+    __slots__ = ("_at", "_next", "_tail", "facts", "rest")
 
     def __init__(self) -> None:
         self.facts = NOBODY
-        self.opaque = b""
         self.rest = b""
-        self._tail = b""
-        self._number = random.getrandbits(40)
+        self._tail = b""  # of the request's first line, and of the first line of a meta reply to it
+        self._next = count(random.getrandbits(40)).__next__
         self._at = 0
+
+    @property
+    def opaque(self) -> bytes:
+        """What tells the reply to the request from others, if it is a meta request."""
+        return self._tail[2:-2]
 
     def prepare(self, request: Any) -> tuple[bytes, Any]:
         """What to send for `request`, and `MORE`; or nothing, if this server must not be told, and the reply: why."""
-        self._number = number = self._number + 1
-        self.opaque = opaque = b"%x" % number
-        self._tail = b" O%b\r\n" % opaque
+        self._tail = tail = b" O%x\r\n" % self._next()
         life = request.life
         if life is not None and life != self.facts.life:
             return b"", OtherLife()
         try:
-            return request.pack(self.facts, opaque), MORE
+            return request.pack(self.facts, tail), MORE
         except TooFar as error:
             return b"", error
 
     def take(self, data: bytes, request: Any) -> Any:
+        if data.endswith(self._tail) and not self.rest:  # all at once, as it mostly comes
+            if type(request) is Drop:
+                if data == b"HD" + self._tail:
+                    return DONE
+            elif type(request) is Put and data.startswith(b"HD c"):
+                return quick(Stored, (self.facts.life, int(data[4 : -len(self._tail)])))
         self.rest = buffer = self.rest + data if self.rest else data
         self._at = 0
         if len(buffer) > LONGEST:

@@ -3,6 +3,7 @@
 https://github.com/memcached/memcached/blob/master/doc/protocol.txt. A request does not know its bytes before it has
 a connection: how to say it depends on the server at the other end, which the connection's `Facts` describe. Every
 meta request carries an opaque of its own, and a reply with another is not believed. Classic replies have none.
+A request is given the `tail` with which its first line is to end: the opaque, and the line's end.
 """
 
 from __future__ import annotations
@@ -108,6 +109,22 @@ class Failure(NamedTuple):
     text: str
 
 
+Ready = tuple[bytes, bytes]
+"""What a `Put` says in meta commands before its tail, and after the token that follows that."""
+
+
+def ready_for(key: bytes, size: int, owner: bytes, ttl: float) -> Ready | None:
+    """For new locks with a token of `size` bytes. `None` if so long a ttl is told as a date, another each time."""
+    seconds = math.ceil(ttl) + TICKS
+    return _around(key, size, owner, seconds, 0, b"ME") if seconds <= LONGEST_RELATIVE else None
+
+
+def _around(key: bytes, size: int, owner: bytes, seconds: int, fence: int, condition: bytes) -> Ready:
+    # A renewal's value is as long as the first, so it needs no memory of a size that the server may have none of.
+    after = b" %016d 0 %b\r\n" % (fence, owner)
+    return b"ms %b %d T%d %b c" % (key, size + len(after) - 2, seconds, condition), after
+
+
 class Put(NamedTuple):
     """Set `key` for `ttl` seconds if nothing is there (`cas` 0), or if version `cas` of `life` is."""
 
@@ -118,19 +135,21 @@ class Put(NamedTuple):
     ttl: float
     cas: int = 0
     life: int | None = None
+    ready: Ready | None = None
 
-    def pack(self, facts: Facts, opaque: bytes) -> bytes:
+    def pack(self, facts: Facts, tail: bytes) -> bytes:
+        if self.ready and facts.meta:
+            before, after = self.ready
+            return before + tail + self.token + after
         seconds = math.ceil(self.ttl) + TICKS
         if seconds > LONGEST_RELATIVE:
             seconds = facts.date(self.ttl)
             if seconds > LATEST:
                 raise TooFar(f"ttl={self.ttl:g} ends after the year 2038, which memcached does not know")
-        # A renewal's value is as long as the first, so it needs no memory of a size that the server may have none of.
-        key, token, fence, owner, _, cas, _ = self
+        key, token, fence, owner, _, cas, *_ = self
         if facts.meta:
-            condition, size = b"C%d" % cas if cas else b"ME", len(token) + 20 + len(owner)
-            line = (key, size, seconds, condition, opaque, token, fence, owner)
-            return b"ms %b %d T%d %b c O%b\r\n%b %016d 0 %b\r\n" % line
+            before, after = _around(key, len(token), owner, seconds, fence, b"C%d" % cas if cas else b"ME")
+            return before + tail + token + after
         value = b"%b %016d %d %b" % (token, fence, facts.date(self.ttl), owner)
         if self.cas:
             put = b"cas %b 0 %d %d %d\r\n%b\r\n" % (key, seconds, len(value), self.cas, value)
@@ -160,9 +179,9 @@ class Drop(NamedTuple):
     cas: int
     life: int | None
 
-    def pack(self, facts: Facts, opaque: bytes) -> bytes:
+    def pack(self, facts: Facts, tail: bytes) -> bytes:
         if facts.meta:
-            return b"md %b C%d O%b\r\n" % (self.key, self.cas, opaque)
+            return b"md %b C%d%b" % (self.key, self.cas, tail)
         return b"cas %b 0 -1 0 %d\r\n\r\n" % (self.key, self.cas)  # compared, then over at once
 
     def read(self, reader: Reader) -> Any:
@@ -176,8 +195,8 @@ class Look(NamedTuple):
     key: bytes
     life: int | None = None
 
-    def pack(self, facts: Facts, opaque: bytes) -> bytes:
-        return b"mg %b v t c O%b\r\n" % (self.key, opaque) if facts.meta else b"gets %b\r\n" % self.key
+    def pack(self, facts: Facts, tail: bytes) -> bytes:
+        return b"mg %b v t c%b" % (self.key, tail) if facts.meta else b"gets %b\r\n" % self.key
 
     def read(self, reader: Reader) -> Any:
         if not reader.facts.meta:
@@ -197,7 +216,7 @@ class Stats(NamedTuple):
     section: bytes = b""
     life: int | None = None
 
-    def pack(self, _facts: Facts, _opaque: bytes) -> bytes:
+    def pack(self, _facts: Facts, _tail: bytes) -> bytes:
         return b"stats %b\r\n" % self.section if self.section else b"stats\r\n"
 
     def read(self, reader: Reader) -> dict[str, str]:
@@ -215,8 +234,8 @@ class Probe(NamedTuple):
 
     life: int | None = None
 
-    def pack(self, _facts: Facts, opaque: bytes) -> bytes:
-        return b"mg %032x v O%b\r\n" % (random.getrandbits(128), opaque)
+    def pack(self, _facts: Facts, tail: bytes) -> bytes:
+        return b"mg %032x v%b" % (random.getrandbits(128), tail)
 
     def read(self, reader: Reader) -> bool:
         return reader.line() == b"EN O" + reader.opaque
@@ -232,7 +251,7 @@ class Authenticate(NamedTuple):
     def __repr__(self) -> str:
         return f"Authenticate({self.user!r}, ...)"
 
-    def pack(self, _facts: Facts, _opaque: bytes) -> bytes:
+    def pack(self, _facts: Facts, _tail: bytes) -> bytes:
         said = f"{self.user} {self.password}".encode()
         return b"set auth 0 0 %d\r\n%b\r\n" % (len(said), said)
 

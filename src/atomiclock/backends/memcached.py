@@ -19,20 +19,21 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _process
 from .._names import digest
+from .._process import clock
 from .._url import URL
 from ..errors import BackendUnavailable, ConfigurationError
-from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait
+from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Unknown, Wait, quick
 from ._memcached_dial import dial
 from ._memcached_greet import CATCH_UP, SLOW
 from ._memcached_target import Target, of_client, of_url
-from ._meta import Done, Drop, Failure, Found, Gone, Look, Other, Put, Stats, Stored, TooFar
+from ._meta import DONE, Done, Drop, Failure, Found, Gone, Look, Other, Put, Stats, Stored, TooFar, ready_for
 from ._wire import Nap
 from ._wire_pool import WireChannel
 
 if TYPE_CHECKING:
     from . import AsyncChannel, Channel, Notes
+    from ._meta import Ready
 
 LIFE = 1 << 22
 """What one second of the server's life is worth in a fence: below 2**53 until 2038, and 256 times that fits 64 bits."""
@@ -71,7 +72,7 @@ class Seen(NamedTuple):
 
     def now(self) -> Busy | None:
         """The same now, or `None` if it is time to look."""
-        age, left = _process.clock() - self.at, self.busy.remaining
+        age, left = clock() - self.at, self.busy.remaining
         if age > LOOK_AGAIN or (left is not None and left <= age):
             return None
         return self.busy if left is None else self.busy._replace(remaining=left - age)
@@ -129,30 +130,26 @@ class MemcachedBackend:
         return cls(target, prefix)
 
     def _key(self, name: str) -> bytes:
-        """The item's key: the name, if memcached can hold it. Otherwise no other software can mean the same either."""
-        if len(name) <= LONGEST_KEY and (key := _plain_key(self._prefix, name)) is not None:
-            return key
-        room = LONGEST_KEY - len(self._prefix) - 33
-        if room < 0:
-            raise ConfigurationError(f"{self.place}: the client's key_prefix leaves no room for a key of a lock")
-        return self._prefix + f"{_UNSAFE.sub('_', name[: min(64, room)])}~{digest(name)}".encode()
+        return _key_of(self._prefix, name, self.place)
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
-        key, token, owner = self._key(ask.key), _token(ask.token), _owner(ask.owner)
+        name, text, ttl, label, _, _, notes, _ = ask
+        token = text.encode("utf-8", "surrogatepass")
+        key, owner, ready = _usual(self._prefix, name, self.place, len(token), label, ttl)
         # Not there while an answer is awaited: if that is lost, it may be our own token that refuses us the next time.
-        seen: Seen | None = ask.notes.pop("seen", None) if ask.notes else None
+        seen: Seen | None = notes.pop("seen", None) if notes else None
         for _ in range(TRIES):
-            sent = _process.clock()
-            reply = yield Put(key, token, 0, owner, ask.ttl)
+            sent = clock()
+            reply = yield quick(Put, (key, token, 0, owner, ttl, 0, None, ready))
             if type(reply) is Stored:
-                place: Place | None
-                place = added = Place(reply.life, reply.cas, reply.life * LIFE + reply.cas, owner)
-                if _process.clock() - sent > SLOW:
-                    place = yield from self._extended_again(key, token, ask.ttl, added)
-                if place is None:
-                    raise Unknown(GONE)
-                _note(ask.notes, place)
-                return Granted(place.fence)
+                life, cas = reply
+                fence = life * LIFE + cas
+                place = quick(Place, (life, cas, fence, owner))
+                if clock() - sent > SLOW:
+                    place = yield from self._surely_kept(key, token, ttl, place)
+                if notes is not None:
+                    notes["place"] = place
+                return quick(Granted, (fence, False))
             found = yield from self._instead(key, token, reply)
             if found is None and seen is not None and (busy := seen.now()) is not None:
                 return _refused(ask, seen, busy)
@@ -161,12 +158,19 @@ class MemcachedBackend:
                 continue  # gone meanwhile
             if _token_of(found) != token:
                 busy = Busy(found.remaining, found.parts and found.parts[3].decode("utf-8", "replace"), signals=False)
-                return _refused(ask, Seen(busy, _process.clock()), busy)
-            place = yield from self._extended(key, token, ask.ttl, _place(found))
-            if place is not None:  # ours, from an add whose reply was lost
-                _note(ask.notes, place)
-                return Granted(place.fence, repeated=True)
+                return _refused(ask, Seen(busy, clock()), busy)
+            kept = yield from self._extended(key, token, ttl, _place(found))
+            if kept is not None:  # ours, from an add whose reply was lost
+                _note(notes, kept)
+                return Granted(kept.fence, repeated=True)
         raise Unknown("it comes and goes faster than it can be looked at", sent=False)
+
+    def _surely_kept(self, key: bytes, token: bytes, ttl: float, place: Place) -> Steps[Place]:
+        """The version that lives `ttl` seconds from now, after an add that was answered slowly."""
+        kept = yield from self._extended_again(key, token, ttl, place)
+        if kept is None:
+            raise Unknown(GONE)
+        return kept
 
     def _instead(self, key: bytes, token: bytes, reply: Any) -> Steps[Found | None]:
         """What is there instead of our lock, after such a reply to an add; `None` if the server did not say."""
@@ -180,14 +184,16 @@ class MemcachedBackend:
         return reply.found  # type: ignore[no-any-return]  # as `Other` has it
 
     def remove(self, ask: Remove) -> Steps[bool]:
-        key, place = self._key(ask.key), _noted(ask.notes)
+        key, notes = _key_of(self._prefix, ask.key, self.place), ask.notes
+        place = notes.get("place") if notes else None
         for _ in range(TRIES):
             if place is None:
                 place = yield from self._look(key, _token(ask.token))
                 if place is None:
                     return False
-            reply = yield Drop(key, place.cas, place.life)
-            if type(reply) is Done:
+            life, cas, _, _ = place
+            reply = yield quick(Drop, (key, cas, life))
+            if reply is DONE:
                 return True
             if type(_checked(reply)) is Gone:
                 return False
@@ -202,9 +208,9 @@ class MemcachedBackend:
 
     def _extended(self, key: bytes, token: bytes, ttl: float, place: Place | None) -> Steps[Place | None]:
         """The new version, which lives `ttl` seconds from now, if `token` has the key."""
-        sent = _process.clock()
+        sent = clock()
         place = yield from self._extended_once(key, token, ttl, place)
-        if place is not None and _process.clock() - sent > SLOW:
+        if place is not None and clock() - sent > SLOW:
             place = yield from self._extended_again(key, token, ttl, place)
         return place
 
@@ -214,7 +220,7 @@ class MemcachedBackend:
         A memcached that was stopped and continues may act before it looks at its clock, and then drops the item
         sooner by all the time for which it was stopped (measured, 1.6.18: three times of five).
         """
-        yield Nap(_process.clock() + CATCH_UP)
+        yield Nap(clock() + CATCH_UP)
         return (yield from self._extended_once(key, token, ttl, place))
 
     def _extended_once(self, key: bytes, token: bytes, ttl: float, place: Place | None) -> Steps[Place | None]:
@@ -246,7 +252,7 @@ class MemcachedBackend:
         return Holder(parts[3].decode("utf-8", "replace"), token, _place(found).fence, found.remaining)
 
     def wait(self, ask: Wait) -> Steps[None]:
-        now = _process.clock()
+        now = clock()
         pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, (now - ask.since) / 8))
         yield Nap(min(ask.until, now + pause * (0.5 + random.random())))
 
@@ -270,13 +276,17 @@ class MemcachedBackend:
         )
 
     def channel(self) -> Channel:
-        return WireChannel(dial(self._target), _fit, self.place)
+        return WireChannel(dial(self._target), _fit, self.place, _SURE)
 
     def async_channel(self) -> AsyncChannel:
         from ._memcached_tasks import async_dial  # these two load asyncio, which threads need not
         from ._wire_tasks import AsyncWireChannel
 
         return AsyncWireChannel(async_dial(self._target), _fit, self.place)
+
+
+_SURE = frozenset({Stored, Done})
+"""Replies of which `_fit` need not be asked."""
 
 
 def _fit(reply: Any) -> bool:
@@ -298,11 +308,28 @@ def _checked(reply: Any) -> Any:
     return reply
 
 
+# Most programs use a few names again and again.
+
+
 @lru_cache(maxsize=256)
-def _plain_key(prefix: bytes, name: str) -> bytes | None:
-    """The key that says the name itself, or `None`. Most programs use a few names again and again."""
+def _key_of(prefix: bytes, name: str, place: str) -> bytes:
+    """The item's key: the name, if memcached can hold it. Otherwise no other software can mean the same either."""
     key = prefix + name.encode("utf-8", "surrogatepass")
-    return key if _KEY.fullmatch(key) else None
+    if _KEY.fullmatch(key):
+        return key
+    room = LONGEST_KEY - len(prefix) - 33
+    if room < 0:
+        raise ConfigurationError(f"{place}: the client's key_prefix leaves no room for a key of a lock")
+    return prefix + f"{_UNSAFE.sub('_', name[: min(64, room)])}~{digest(name)}".encode()
+
+
+@lru_cache(maxsize=256)
+def _usual(
+    prefix: bytes, name: str, place: str, size: int, label: str, ttl: float
+) -> tuple[bytes, bytes, Ready | None]:
+    """What an add with a token of `size` bytes says each time: the key, the owner, and how these are sent."""
+    key, owner = _key_of(prefix, name, place), _owner(label)
+    return key, owner, ready_for(key, size, owner, ttl)
 
 
 def _token(token: str) -> bytes:
