@@ -236,7 +236,9 @@ def test_all_keys_of_a_lock_are_in_one_slot(tmp_path: Path) -> None:
     try:
         for key in ("plain", "with {a tag} inside", "{x", "ns:invoice:42", key_of("ns", "a}b{}")):
             keys, reader = keys_of(key), Reader()
-            parts = reader.take(keys.four + keys.of(b"token"), Several.of([b""] * 6))
+            before, between, after = keys.around(5)
+            said = keys.four + before + b"token" + between + b"token" + after
+            parts = reader.take(said, Several.of([b""] * 6))
             slots = {server.command("CLUSTER", "KEYSLOT", part.decode()) for part in parts[:5]}
             assert parts[5] == b"token"
             assert not reader.rest

@@ -28,9 +28,9 @@ class Keys:
         self.four = self.three + self.wake
         """... all of these."""
 
-    def of(self, token: bytes) -> bytes:
-        """The tombstone of an attempt, and its token."""
-        return b"$%d\r\n%b:%b\r\n$%d\r\n%b\r\n" % (len(self.stem) + 1 + len(token), self.stem, token, len(token), token)
+    def around(self, size: int) -> tuple[bytes, bytes, bytes]:
+        """The tombstone of an attempt, and its token of `size` bytes: what is said before, between and after these."""
+        return b"$%d\r\n%b:" % (len(self.stem) + 1 + size, self.stem), b"\r\n$%d\r\n" % size, b"\r\n"
 
 
 @lru_cache(maxsize=256)

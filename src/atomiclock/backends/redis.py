@@ -79,10 +79,22 @@ def milliseconds(seconds: float) -> int:
     return -int(-seconds * 1000 // 1)
 
 
+# Most programs use a few names again and again: what they say differs only where the token is.
+
+
 def _to_add(key: str, token: str, ttl: float, owner: str, waiting: bool) -> bytes:
     """The keys and arguments of `ADD`."""
+    said = token.encode()
+    before, between, after = _addition(key, len(said), ttl, owner, waiting)
+    return before + said + between + said + after
+
+
+@lru_cache(maxsize=256)
+def _addition(key: str, size: int, ttl: float, owner: str, waiting: bool) -> tuple[bytes, bytes, bytes]:
+    """What `_to_add` says before, between and after the two places of a token of `size` bytes."""
     keys = keys_of(key)
-    return keys.three + keys.of(token.encode()) + _terms(ttl, owner, waiting)
+    before, between, after = keys.around(size)
+    return keys.three + before, between, after + _terms(ttl, owner, waiting)
 
 
 @lru_cache(maxsize=256)
@@ -94,17 +106,23 @@ def _terms(ttl: float, owner: str, waiting: bool) -> bytes:
 
 def _to_remove(key: str, token: str, in_flight: int) -> bytes:
     """The keys and arguments of `REMOVE`."""
+    said = token.encode()
+    before, between, after = _removal(key, len(said), in_flight)
+    return before + said + between + said + after
+
+
+@lru_cache(maxsize=256)
+def _removal(key: str, size: int, in_flight: int) -> tuple[bytes, bytes, bytes]:
+    """What `_to_remove` says before, between and after the two places of a token of `size` bytes."""
     keys = keys_of(key)
-    return keys.four + keys.of(token.encode()) + (_removal(in_flight) if in_flight else _REMOVAL)
+    before, between, after = keys.around(size)
+    return keys.four + before, between, after + _removal_terms(in_flight)
 
 
 @lru_cache(maxsize=16)
-def _removal(in_flight: int) -> bytes:
+def _removal_terms(in_flight: int) -> bytes:
     """The arguments of `REMOVE` after the token."""
     return bulk(b"%d" % in_flight) + bulk(b"%d" % milliseconds(TOMBSTONE)) + bulk(b"%d" % milliseconds(WAKE))
-
-
-_REMOVAL = _removal(0)
 
 
 def _to_extend(ask: Add | Wait | Extend) -> bytes:
@@ -201,10 +219,12 @@ class RedisBackend:
 
     def add(self, ask: Add) -> Steps[Granted | Busy]:
         key, token, ttl, owner, waiting, _, _, _ = ask
-        if waiting and self._just_left_to_another(ask):
+        if waiting and self._contended and self._just_left_to_another(ask):
             return Busy(GIVEN_WAY)
         rest = _to_add(key, token, ttl, owner, waiting)
         reply = yield ADD.short + rest
+        if type(reply) is bytes and not self._replicas:
+            return quick(Granted, (int(reply), False))
         answer = _added((yield from ADD.instead(reply, rest)) if type(reply) is ServerError else reply)
         return (yield from self._confirmed(ask, answer)) if self._replicas else answer
 
@@ -253,6 +273,8 @@ class RedisBackend:
         rest: bytes = ready or _to_remove(key, token, in_flight)
         request = REMOVE.short + rest
         reply = yield request if left is None else Parting.of(request, left)
+        if reply == 1:
+            return True
         if type(reply) is ServerError:
             reply = yield from REMOVE.instead(reply, rest)
         if reply == 3:
@@ -314,11 +336,15 @@ class RedisBackend:
 
     def channel(self) -> Channel:
         opens = dial(self._classes[0], self._kwargs, self.request_bound, self.place)
-        return WireChannel(opens, _fit, self.place)
+        return WireChannel(opens, _fit, self.place, _SURE)
 
     def async_channel(self) -> AsyncChannel:
         opens = async_dial(self._classes[1], self._kwargs, self.request_bound, self.place)
         return AsyncWireChannel(opens, _fit, self.place)
+
+
+_SURE = frozenset({bytes, int})
+"""Replies of which `_fit` need not be asked."""
 
 
 def _fit(reply: Any) -> bool:
