@@ -187,19 +187,28 @@ class FileChannel:
     def call(self, request: Any, deadline: float) -> Any:
         if isinstance(request, Listening):
             return self._listen(request, deadline)
+        try:
+            return self._file.attempt(request)
+        except Unknown:
+            if _process.clock() >= deadline:
+                raise
+        return self._again(request, deadline)
+
+    def _again(self, request: Any, deadline: float) -> Any:
+        """The same, after the file was busy."""
         at_once, (pause, longest) = AT_ONCE, AGAIN
         while True:
+            if at_once:
+                at_once -= 1
+                step_aside()
+            else:
+                time.sleep(pause * random.random())
+                pause = min(2 * pause, longest)
             try:
                 return self._file.attempt(request)
             except Unknown:
                 if _process.clock() >= deadline:
                     raise
-                if at_once:
-                    at_once -= 1
-                    step_aside()
-                    continue
-                time.sleep(pause * random.random())
-                pause = min(2 * pause, longest)
 
     def _listen(self, ask: Listening, deadline: float) -> bool:
         try:

@@ -21,7 +21,7 @@ from .. import _process
 from .._options import flag_from_text
 from .._url import URL
 from ..errors import BackendRefused, ConfigurationError
-from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Wait
+from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Wait, quick
 from ._identity import Identity, died_lately, identity, is_dead
 from ._sqlite_io import AsyncFileChannel, FileChannel, Listening, ring
 
@@ -138,7 +138,7 @@ class SQLiteBackend:
             if row is None and not in_queue:
                 fence = _insert(db, _INSERT_IF_NOBODY_WAITS, (*fresh, key))
                 if fence is not None:
-                    return Granted(fence)
+                    return quick(Granted, (fence, False))
                 row = _row(db, key)
             if row is not None and row.token == ask.token and _confirm(db, fresh):
                 return Granted(row.fence, repeated=True)
