@@ -18,7 +18,7 @@ from ._lease import warn_dropped, warn_lost, warn_stuck
 from ._line import Lines, Ticket
 from ._loops import ByLoop
 from ._plans import Plan, Sleep, Terms, ended
-from .backends import AsyncChannel, Backend, Unknown, after_part_of, verbs_of
+from .backends import AsyncChannel, Backend, Unknown, after_part_of, facts_of, verbs_of
 from .errors import LockError
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ class AsyncStore:
         self.backend = backend
         self.terms = terms
         self._verbs: dict[type, Any] = {}
+        self._facts: dict[type, Any] = {}
         self._channels: ByLoop[AsyncChannel] = ByLoop()
         self._lines: ByLoop[Lines] = ByLoop()
         _stores.add(self)
@@ -60,6 +61,9 @@ class AsyncStore:
         if kind is Sleep:
             return await asyncio.sleep(max(0.0, ask.until - _process.clock()))
         channel = self._channels.get() or await self._open()
+        fact = self._facts.get(kind)
+        if fact is not None:
+            return fact(ask)
         steps, deadline, reply = self._verbs[kind](ask), ask.deadline, None
         send, call = steps.send, channel.call
         try:
@@ -73,7 +77,7 @@ class AsyncStore:
             raise
 
     async def _open(self) -> AsyncChannel:
-        self._verbs = verbs_of(self.backend)
+        self._verbs, self._facts = verbs_of(self.backend), facts_of(self.backend)
         with _process.loading:  # of the driver
             channel = self._channels.put(self.backend.async_channel())
         await at_loop_end(channel.close)

@@ -17,7 +17,7 @@ from ._lease import warn_dropped, warn_lost, warn_stuck
 from ._line import Lines, Ticket
 from ._plans import Plan, Sleep, Terms, ended
 from ._post import Post
-from .backends import Backend, Channel, Unknown, after_part_of, verbs_of
+from .backends import Backend, Channel, Unknown, after_part_of, facts_of, verbs_of
 from .errors import LockError
 
 T = TypeVar("T")
@@ -43,6 +43,7 @@ class Store:
         self.backend = backend
         self.terms = terms
         self._verbs: dict[type, Any] = {}
+        self._facts: dict[type, Any] = {}
         self._channel: Channel | None = None
         self._generation = -1
         self.lines = Lines(threading.RLock(), _process.clock)
@@ -75,6 +76,9 @@ class Store:
             return None
         if self._generation != _process.generation:
             self._open()
+        fact = self._facts.get(kind)
+        if fact is not None:
+            return fact(ask)
         steps, deadline, reply = self._verbs[kind](ask), ask.deadline, None
         send, call = steps.send, self._channel.call  # type: ignore[union-attr]  # just made
         try:
@@ -89,7 +93,7 @@ class Store:
 
     def _open(self) -> None:
         """Begin anew. Connections of a parent are left alone: to close them could be heard at the other end."""
-        self._verbs = verbs_of(self.backend)
+        self._verbs, self._facts = verbs_of(self.backend), facts_of(self.backend)
         with _process.loading:  # of the driver
             self._channel, self._generation = self.backend.channel(), _process.generation
 

@@ -9,7 +9,19 @@ from itertools import count
 from typing import Any
 
 from atomiclock import _hold, _manager, _plans, _process, _sync
-from atomiclock.backends import Add, Busy, Granted, _meta, _redis_scripts, _sqlite_io, memcached, memory, redis, sqlite
+from atomiclock.backends import (
+    Add,
+    Busy,
+    Granted,
+    _meta,
+    _redis_scripts,
+    _sqlite_io,
+    at_once,
+    memcached,
+    memory,
+    redis,
+    sqlite,
+)  # fmt: skip
 from atomiclock.errors import LockLost
 
 MUTANTS: dict[str, Callable[[], None]] = {}
@@ -30,7 +42,7 @@ def blind_delete() -> None:
             self.space.wake(ask.key)
         return gone is not None
 
-    memory.MemoryBackend._remove = in_memory
+    memory.MemoryBackend.remove = at_once(in_memory)  # type: ignore[method-assign]  # that is the mutation
     redis.REMOVE = _redis_scripts.Script(
         _replaced(redis.REMOVE, b"local mine = held == ARGV[1]", b"local mine = held"), keys=5, args=4
     )
@@ -58,7 +70,7 @@ def uncompared_extend() -> None:
                 space.locks[ask.key] = entry._replace(expires=now + ask.ttl)
         return entry is not None
 
-    memory.MemoryBackend._extend = in_memory
+    memory.MemoryBackend.extend = at_once(in_memory)  # type: ignore[method-assign]  # that is the mutation
     redis.EXTEND = _redis_scripts.Script("return redis.call('PEXPIRE', KEYS[1], ARGV[2])", keys=2, args=2)
     _patch_sql(
         "UPDATE locks SET expires = ? WHERE key = ? AND token = ? AND expires > ?",

@@ -10,6 +10,8 @@ A fact is a return value. An unknown is an exception, `Unknown`: the policy then
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from functools import partial, wraps
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from .._process import clock as clock  # what deadlines are told in, for adapters everywhere
@@ -17,6 +19,8 @@ from .._process import clock as clock  # what deadlines are told in, for adapter
 if TYPE_CHECKING:
     from .._url import URL
 
+A = TypeVar("A")
+B = TypeVar("B")
 T = TypeVar("T")
 Steps = Generator[Any, Any, T]
 """A verb under way: yields the adapter's requests, is sent their replies, returns a fact."""
@@ -129,6 +133,34 @@ VERBS = {Add: "add", Remove: "remove", Extend: "extend", Peek: "peek", Wait: "wa
 def verbs_of(backend: Backend) -> dict[type, Callable[[Any], Steps[Any]]]:
     """The verbs themselves."""
     return {ask: getattr(backend, verb) for ask, verb in VERBS.items()}
+
+
+_AT_ONCE: dict[Any, Callable[[Any, Any], Any]] = {}
+
+
+def at_once(fact: Callable[[B, A], T]) -> Callable[[B, A], Steps[T]]:
+    """The verb that returns what `fact` does, which neither waits nor does I/O."""
+
+    @wraps(fact)
+    def verb(self: B, ask: A) -> Steps[T]:
+        done: T = yield partial(fact, self, ask)
+        return done
+
+    _AT_ONCE[verb] = fact
+    return verb
+
+
+def facts_of(backend: Backend) -> dict[type, Callable[[Any], Any]]:
+    """What returns the fact of each verb that is `at_once`, without steps to it.
+
+    Only if the backend's own class has the verb: a subclass or a wrapper may do more in its channel.
+    """
+    facts: dict[type, Callable[[Any], Any]] = {}
+    for ask, name in VERBS.items():
+        verb = getattr(getattr(backend, name), "__func__", None)
+        if verb in _AT_ONCE and vars(type(backend)).get(name) is verb:
+            facts[ask] = MethodType(_AT_ONCE[verb], backend)
+    return facts
 
 
 class Granted(NamedTuple):

@@ -7,14 +7,13 @@ exist there, so their locks would never be released.
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from .. import _process
 from .._url import URL
 from ..errors import ConfigurationError
-from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Wait
+from . import Add, Busy, Extend, Granted, Holder, Peek, Remove, Steps, Traits, Wait, at_once, quick
 from ._local import Listen, Mailbox, TaskMailbox, ThreadMailbox
 
 if TYPE_CHECKING:
@@ -48,17 +47,19 @@ class Space:
         self.locks: dict[str, Entry] = {}
         self.waiters: dict[str, dict[str, Waiter]] = {}  # by key, then by token in the order of arrival
         self.fence = 0
-        self.swept = 1024
+        self.swept = 1024  # beyond so many locks those that expired may be the larger part
 
     def current(self, key: str, now: float) -> Entry | None:
         entry = self.locks.get(key)
-        return entry if entry is not None and entry.expires > now else None
+        if entry is None:
+            return None
+        _, _, _, expires = entry
+        return entry if expires > now else None
 
     def sweep(self, now: float) -> None:
-        """Forget locks that expired and were never asked for again, when they may be the larger part."""
-        if len(self.locks) > self.swept:
-            self.locks = {key: entry for key, entry in self.locks.items() if entry.expires > now}
-            self.swept = max(1024, 2 * len(self.locks))
+        """Forget locks that expired and were never asked for again."""
+        self.locks = {key: entry for key, entry in self.locks.items() if entry.expires > now}
+        self.swept = max(1024, 2 * len(self.locks))
 
     def turn_of_another(self, key: str, mine: str, now: float) -> float | None:
         """Seconds for which a free lock is left to who has waited longest; `None` if that is us.
@@ -129,49 +130,47 @@ class MemoryBackend:
 
     @property
     def space(self) -> Space:
-        found = _spaces.get(self._name)
-        return found if found is not None else _spaces.setdefault(self._name, Space())
+        return _spaces.get(self._name) or _spaces.setdefault(self._name, Space())
 
-    def add(self, ask: Add) -> Steps[Granted | Busy]:
-        done: Granted | Busy = yield partial(self._add, ask)
-        return done
-
-    def _add(self, ask: Add) -> Granted | Busy:
-        space, now = self.space, _process.clock()
+    @at_once
+    def add(self, ask: Add) -> Granted | Busy:
+        key, token, ttl, owner, waiting, _, _, _ = ask
+        space, now = _spaces.get(self._name) or self.space, _process.clock()
         with space.mutex:
-            entry = space.current(ask.key, now)
-            if entry is not None and entry.token != ask.token:
+            entry = space.current(key, now) if key in space.locks else None
+            if entry is not None and entry.token != token:
                 return Busy(entry.expires - now, entry.owner)
-            if entry is None:
-                if ask.waiting and (left := space.turn_of_another(ask.key, ask.token, now)) is not None:
-                    return Busy(left, "a waiter who came before")
-                space.fence += 1
-                space.leave(ask.key, ask.token)
-            fence = space.fence if entry is None else entry.fence
-            space.locks[ask.key] = Entry(ask.token, ask.owner, fence, now + ask.ttl)
-            space.sweep(now)
-            return Granted(fence, repeated=entry is not None)
+            if entry is not None:
+                fence, repeated = entry.fence, True
+            else:
+                if key in space.waiters:
+                    if waiting and (left := space.turn_of_another(key, token, now)) is not None:
+                        return Busy(left, "a waiter who came before")
+                    space.leave(key, token)
+                space.fence = fence = space.fence + 1
+                repeated = False
+            space.locks[key] = quick(Entry, (token, owner, fence, now + ttl))
+            if len(space.locks) > space.swept:
+                space.sweep(now)
+        return quick(Granted, (fence, repeated))
 
-    def remove(self, ask: Remove) -> Steps[bool]:
-        done: bool = yield partial(self._remove, ask)
-        return done
-
-    def _remove(self, ask: Remove) -> bool:
-        space, now = self.space, _process.clock()
+    @at_once
+    def remove(self, ask: Remove) -> bool:
+        key, token, _, _, _, _ = ask
+        space, now = _spaces.get(self._name) or self.space, _process.clock()
         with space.mutex:
-            space.leave(ask.key, ask.token)
-            entry = space.current(ask.key, now)
-            if entry is not None and entry.token != ask.token:
+            if wanted := key in space.waiters:
+                space.leave(key, token)
+            entry = space.current(key, now)
+            if entry is not None and entry.token != token:
                 return False
-            space.locks.pop(ask.key, None)
-            space.wake(ask.key)
+            space.locks.pop(key, None)
+            if wanted:
+                space.wake(key)
             return entry is not None
 
-    def extend(self, ask: Extend) -> Steps[bool]:
-        done: bool = yield partial(self._extend, ask)
-        return done
-
-    def _extend(self, ask: Extend) -> bool:
+    @at_once
+    def extend(self, ask: Extend) -> bool:
         space, now = self.space, _process.clock()
         with space.mutex:
             entry = space.current(ask.key, now)
@@ -180,11 +179,8 @@ class MemoryBackend:
             space.locks[ask.key] = entry._replace(expires=now + ask.ttl)
             return True
 
-    def peek(self, ask: Peek) -> Steps[Holder | None]:
-        done: Holder | None = yield partial(self._peek, ask)
-        return done
-
-    def _peek(self, ask: Peek) -> Holder | None:
+    @at_once
+    def peek(self, ask: Peek) -> Holder | None:
         space, now = self.space, _process.clock()
         with space.mutex:
             entry = space.current(ask.key, now)
