@@ -123,20 +123,26 @@ def acquire(
     `rest`: seconds for which the lock is first left to others, where there is time for that.
     """
     clock = terms.clock
-    attempt = _Attempt(hold, timeout, terms, clock() if begun is None else begun)
+    begun = clock() if begun is None else begun
+    deadline = math.inf if timeout is None else begun + timeout
+    attempt: _Attempt | None = None  # made when it is first needed: most are granted at once
     busy: Busy | None = None
-    if rest and clock() + 2 * rest < attempt.deadline:
+    if rest and clock() + 2 * rest < deadline:
         yield Sleep(clock() + rest)
     while True:
         sent = clock()
-        ask = attempt.add(sent) if busy is None else (yield from attempt.wait(busy, sent))
-        adds = busy is None or terms.wait_adds
+        ask: Add | Wait
+        if busy is None or attempt is None:
+            ask, adds = _add(hold, timeout == 0, sent + terms.each, deadline), True
+        else:
+            ask, adds = (yield from attempt.wait(busy, sent)), terms.wait_adds
         if adds:
             hold.sending(sent)
         try:
             answer = yield ask
         except Unknown as error:
             hold.in_flight -= adds and not error.sent
+            attempt = attempt or _Attempt(hold, timeout, terms, begun, deadline)
             yield from attempt.unanswered(error, sent if busy is None else clock())
             busy = None
             continue
@@ -145,6 +151,7 @@ def acquire(
             raise
         if type(answer) is not Granted:
             hold.in_flight -= adds
+            attempt = attempt or _Attempt(hold, timeout, terms, begun, deadline)
             busy = attempt.refused(busy, answer, sent)
             continue
         now, (fence, repeated) = clock(), answer
@@ -156,27 +163,36 @@ def acquire(
             late = (
                 f"it answered after {now - sent:.3g} s, when the ttl of {hold.ttl:g} s was over: give it a longer one"
             )
+            attempt = attempt or _Attempt(hold, timeout, terms, begun, deadline)
             yield from _pause(hold, attempt.patience, Unknown(late), sent, "acquire")
         busy = None
 
 
+def _add(hold: Hold, once: bool, bound: float, deadline: float) -> Add:
+    if bound > deadline and not once:
+        bound = deadline
+    delay = hold.delay
+    outlives = hold.outlives or delay > 0
+    return quick(Add, (hold.key, hold.token, hold.ttl + delay, hold.owner, not once, bound, hold.notes, outlives))
+
+
 class _Attempt:
-    """One attempt at a lock: what it asks the store, and how long it goes on."""
+    """One attempt at a lock that was not granted at once: what it does then, and how long it goes on."""
 
     __slots__ = ("_patience", "begun", "deadline", "hold", "latency", "once", "terms")
 
-    def __init__(self, hold: Hold, timeout: float | None, terms: Terms, begun: float) -> None:
+    def __init__(self, hold: Hold, timeout: float | None, terms: Terms, begun: float, deadline: float) -> None:
         self.hold = hold
         self.terms = terms
         self.begun = begun
         self.once = timeout == 0
-        self.deadline = math.inf if timeout is None else begun + timeout
+        self.deadline = deadline
         self.latency = 0.0  # of an add, in seconds
         self._patience: Patience | None = None
 
     @property
     def patience(self) -> Patience:
-        """Made when it is first needed: most attempts are granted at once."""
+        """Made when it is first needed: mostly the store answers."""
         if self._patience is None:
             self._patience = Patience(self.terms, self.deadline)
         return self._patience
@@ -188,15 +204,6 @@ class _Attempt:
             raise self._timed_out(hold.refused) from error  # there was no time for more
         hold.refused = None
         yield from _pause(hold, self.patience, error, since, "acquire")
-
-    def add(self, sent: float) -> Add:
-        hold, bound, delay = self.hold, sent + self.terms.each, self.hold.delay
-        if bound > self.deadline and not self.once:
-            bound = self.deadline
-        outlives = hold.outlives or delay > 0
-        return quick(
-            Add, (hold.key, hold.token, hold.ttl + delay, hold.owner, not self.once, bound, hold.notes, outlives)
-        )
 
     def wait(self, busy: Busy, now: float) -> Plan[Wait]:
         hold, terms = self.hold, self.terms
