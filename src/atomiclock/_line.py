@@ -65,10 +65,6 @@ class Ticket(Generic[G]):
         self.error: BaseException | None = None
 
 
-_NOBODY: OrderedDict[Hold, Ticket[Any]] = OrderedDict()
-"""Who waits behind most locks, so that those need no dictionary of their own. Never changed."""
-
-
 class Line:
     """Who is in front: it holds the lock, or asks the store for it. And who waits behind."""
 
@@ -77,30 +73,32 @@ class Line:
     def __init__(self, front: Hold) -> None:
         self.front = front
         self.rested: float | None = None
-        self.waiting = _NOBODY
+        self.waiting: OrderedDict[Hold, Ticket[Any]] = OrderedDict()
         self.passing: tuple[Hold, Ticket[Any]] | None = None
 
 
 class Lines:
-    """All lines of one store in this process (or on one event loop). `mutex` guards them."""
+    """All lines of one store in this process (or on one event loop). `mutex` guards them.
+
+    A hold that nobody ever waited behind stands for its line.
+    """
 
     def __init__(self, mutex: AbstractContextManager[Any], clock: Callable[[], float]) -> None:
         self._mutex = mutex
         self._clock = clock
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, Line | Hold] = {}
 
     def enter(self, hold: Hold, gate: Callable[[], G]) -> Ticket[G] | None:
         """A place in the line for the key of `hold`, or `None`: it is in front, and asks the store."""
-        line = Line(hold)
-        if self._lines.setdefault(hold.key, line) is line:
+        if self._lines.setdefault(hold.key, hold) is hold:
             return None
         with self._mutex:
-            line = self._lines.setdefault(hold.key, line)
-            if line.front is hold:
+            line = self._lines.setdefault(hold.key, hold)
+            if line is hold:
                 return None
+            if not isinstance(line, Line):
+                line = self._lines[hold.key] = Line(line)
             self._complete(line)
-            if line.waiting is _NOBODY:
-                line.waiting = OrderedDict()
             ticket = line.waiting[hold] = Ticket(hold, gate())
             if self._gone(line.front):
                 self._advance(hold.key, line)
@@ -109,7 +107,7 @@ class Lines:
     def followed(self, hold: Hold) -> bool:
         """Whether others wait behind `hold`, to which the store has granted the lock."""
         line = self._lines.get(hold.key)
-        return line is not None and line.front is hold and bool(line.waiting)
+        return isinstance(line, Line) and line.front is hold and bool(line.waiting)
 
     def stand(self, ticket: Ticket[Any], keeper: Any, begun: float, timeout: float | None) -> Iterator[float]:
         """What to do in the line until it is the turn of `ticket`, or it has the lock: wait for so many seconds at its
@@ -159,7 +157,7 @@ class Lines:
 
         A store that cannot wake waiters serves whoever asks first after a release, and we always know of ours.
         """
-        line, now = self._lines.get(hold.key), self._clock()
+        line, now = self._line(hold.key), self._clock()
         if line is None:
             return 0.0
         if line.rested is None:
@@ -171,11 +169,16 @@ class Lines:
 
     def front(self, key: str) -> Hold | None:
         line = self._lines.get(key)
-        return None if line is None else line.front
+        return line.front if isinstance(line, Line) else line
+
+    def _line(self, key: str) -> Line | None:
+        """The line for `key`, if anybody waited behind its first."""
+        line = self._lines.get(key)
+        return line if isinstance(line, Line) else None
 
     def pass_on(self, hold: Hold) -> bool:
         """Whether the lock that `hold` has went to the next in line, who need not ask the store."""
-        line = self._lines.get(hold.key)
+        line = self._line(hold.key)
         if line is None or not line.waiting:
             return False
         with self._mutex:
@@ -203,7 +206,7 @@ class Lines:
 
     def passed(self, hold: Hold) -> bool:
         """Whether the lock of `hold` went to another, if need be by completing what was interrupted."""
-        line = self._lines.get(hold.key)
+        line = self._line(hold.key)
         if line is not None and line.passing is not None:
             with self._mutex:
                 self._complete(line)
@@ -211,7 +214,7 @@ class Lines:
 
     def withdraw(self, hold: Hold) -> None:
         """`hold` waits no more. If it is in front by now it stays there, until it leaves."""
-        line = self._lines.get(hold.key)
+        line = self._line(hold.key)
         if line is not None:
             with self._mutex:
                 self._complete(line)
@@ -219,31 +222,30 @@ class Lines:
 
     def leave(self, hold: Hold) -> None:
         """`hold` has nothing to do with the lock any more: the next in line asks the store."""
-        line = self._lines.get(hold.key)
-        if line is None:
-            return
+        key, lines = hold.key, self._lines
         with self._mutex:
-            if self._lines.get(hold.key) is not line:
-                return  # another release of the same came first, and others have begun a line since
-            if line.front is hold and not line.waiting and line.passing is None:
-                self._lines.pop(hold.key, None)
+            line = lines.get(key)
+            if line is hold:
+                lines.pop(key, None)
                 return
+            if not isinstance(line, Line):
+                return  # another release of the same came first, and others have come since
             if line.passing is not None:
                 self._complete(line)
             if line.waiting:
                 line.waiting.pop(hold, None)  # also of who is in front, if a signal came between the two
             if line.front is hold:
                 if line.waiting:
-                    self._advance(hold.key, line)
+                    self._advance(key, line)
                 else:
-                    self._lines.pop(hold.key, None)
+                    lines.pop(key, None)
 
     def fail(self, hold: Hold, error: BaseException, left: float = math.inf) -> None:
         """`hold` was in front and the store did not answer it: those behind have waited for the same answer.
 
         Not if it was its own timeout, of which `left` seconds are left, that ended it: they may have more time.
         """
-        line = self._lines.get(hold.key)
+        line = self._line(hold.key)
         if line is None or line.front is not hold or left <= LONGEST_PAUSE:
             return
         with self._mutex:
@@ -267,7 +269,7 @@ class Lines:
 
     def _look(self, key: str) -> None:
         """Let the next in line be in front if who is there has gone, and was interrupted before telling."""
-        line = self._lines.get(key)
+        line = self._line(key)
         if line is not None and self._gone(line.front):
             with self._mutex:
                 self._complete(line)

@@ -29,7 +29,9 @@ def one_waits(locks: Any) -> Iterator[tuple[Any, list[Any]]]:
 def locks_line(locks: Any) -> int:
     """How many wait in this process."""
     manager = getattr(locks, "_target", locks)
-    return sum(len(line.waiting) for lines in lines_of(manager._store) for line in list(lines._lines.values()))
+    return sum(
+        len(getattr(line, "waiting", ())) for lines in lines_of(manager._store) for line in list(lines._lines.values())
+    )
 
 
 def lines_of(store: Any) -> list[Any]:

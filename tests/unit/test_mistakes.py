@@ -278,7 +278,7 @@ def test_who_waits_for_itself_without_end_is_told(caplog: pytest.LogCaptureFixtu
     lease = locks.acquire("u")
     waits = threading.Thread(target=lambda: locks.acquire("u").release(), name=threading.current_thread().name)
     waits.start()  # another thread, of the same label
-    wait_until(lambda: locks._store.lines._lines["atomiclock:u"].waiting, what="it waits")
+    wait_until(lambda: locks._store.lines.followed(lease._hold), what="it waits")
     lease.release()
     waits.join()
     assert not caplog.records, "it waited for another thread"
