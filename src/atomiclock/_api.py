@@ -56,8 +56,7 @@ def acquire_lock(
     arguments and URLs, is raised at once where it can be.
     """
     given = overrides(ttl, timeout, renew, max_hold, namespace, owner, on_lost, lock_delay)
-    name_comes_first(name, url, "acquire_lock")
-    _check_url(check_name(name), url)
+    _check(name, url, "acquire_lock")
     return Acquire(name, url, _checked(name, given))
 
 
@@ -78,16 +77,20 @@ def try_lock(
     The block is entered in both cases. Only `as lease` and a look at it tell which it is.
     """
     given = overrides(ttl, NONE, renew, max_hold, namespace, owner, on_lost, lock_delay)
-    name_comes_first(name, url, "try_lock")
-    _check_url(check_name(name), url)
-    return Try(name, url, _checked(name, {**given, "timeout": 0}))
+    _check(name, url, "try_lock")
+    return Try(name, url, {**_checked(name, given), "timeout": 0})
 
 
-def _check_url(name: str, url: object) -> None:
-    """Raise `ConfigurationError` for a URL that no backend takes: where it is written, not at the first call.
+def _check(name: str, url: str | None, called: str) -> None:
+    """Raise `ConfigurationError` for a bad name, and for a URL that no backend takes: where it is written, not at the
+    first call.
 
     What needs a driver or settings to be known is known when it is entered.
     """
+    if type(name) is str and name and (url is None or (type(url) is str and url in _managers)):
+        return
+    name_comes_first(name, url, called)
+    check_name(name)
     if not isinstance(url, str) or url in _managers or url in _async_managers:
         return
     from ._process import loading
@@ -103,6 +106,8 @@ def _check_url(name: str, url: object) -> None:
 
 
 def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    if not given:
+        return given
     try:
         _options.Options().with_(given)
     except ConfigurationError as error:
@@ -114,13 +119,14 @@ def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
 class Acquire(Generic[L, A]):
     """A lock that is taken when entered, by `with` or `async with`, or around each call of a decorated function."""
 
-    _entered: list[tuple[int, Any]] | None = None
-    """(thread, lease), innermost last; `None`: never used."""
+    _used = True  # as long as it is not even made
 
     def __init__(self, name: str, url: str | None, given: dict[str, Any]) -> None:
         self._name = name
         self._url = url
         self._given = given
+        self._used = False
+        self._entered: list[tuple[int, Any]] = []  # (thread or task, lease), innermost last
 
     def _none_if_busy(self) -> bool:
         return False
@@ -139,7 +145,7 @@ class Acquire(Generic[L, A]):
             raise TypeError(f"this is entered, not awaited: {self._enter_it('async ')}")
 
     def __del__(self) -> None:
-        if self._entered is None:
+        if not self._used:
             warn_if_thrown_away(self._enter_it())
 
     def _enter_it(self, how: str = "") -> str:
@@ -162,7 +168,7 @@ class Acquire(Generic[L, A]):
         try:
             lease = manager._acquire(hold, options.timeout)
             self._enter(get_ident(), lease)
-            return cast(L, lease)
+            return lease  # type: ignore[return-value]  # that is `L`
         except LockTimeout:
             if not self._none_if_busy():
                 raise
@@ -204,30 +210,30 @@ class Acquire(Generic[L, A]):
             await lease.__aexit__(kind, error, tb)
 
     def _enter(self, who: int, lease: Any) -> None:
-        self._uses().append((who, lease))
-
-    def _uses(self) -> list[tuple[int, Any]]:
-        """Made at the first use, in one step: two threads may enter at once."""
-        uses: list[tuple[int, Any]] = self.__dict__.setdefault("_entered", [])
-        return uses
+        self._used = True
+        self._entered.append((who, lease))
 
     def _leave(self, who: int) -> Any:
         entry = self._innermost(who)
-        self._entered.remove(entry)  # type: ignore[union-attr]  # it was found there
+        self._entered.remove(entry)
         return entry[1]
 
     def _innermost(self, who: int) -> tuple[int, Any]:
-        if not self._entered:
+        entered = self._entered
+        if not entered:
             raise NotHeld(f"the lock {self._name!r} was not entered", name=self._name)
-        mine = [entry for entry in self._entered if entry[0] == who]
-        return (mine or self._entered)[-1]
+        last = entered[-1]
+        if last[0] == who:
+            return last
+        mine = [entry for entry in entered if entry[0] == who]
+        return mine[-1] if mine else last
 
     def __call__(self, function: F) -> F:
         """`function`, with the lock held around each call."""
         import inspect
         from functools import wraps
 
-        self._uses()
+        self._used = True
         refuse_to_decorate(function)
         refuse_a_template(self._name, function)
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004  # not whether, but what it is
