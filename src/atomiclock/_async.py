@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import nullcontext
+from threading import RLock
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -42,12 +42,14 @@ class AsyncStore:
 
     async def run(self, plan: Plan[T]) -> T:
         """What `plan` returns or raises. Whatever interrupts a request, a cancellation too, is thrown into the plan."""
-        step: Any = plan.send
+        send, perform = plan.send, self.perform
+        step: Any = send
         value: Any = None
         while True:
             try:
-                value = await self.perform(step(value))
-                step = plan.send
+                while True:
+                    value = await perform(step(value))
+                    step = send
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]  # the plan's own T
             except BaseException as error:
@@ -93,7 +95,7 @@ class AsyncStore:
     @property
     def lines(self) -> Lines:
         """Where the tasks of the running loop wait for each other."""
-        return self._lines.get() or self._lines.put(Lines(nullcontext(), _process.clock))
+        return self._lines.get() or self._lines.put(Lines(RLock(), _process.clock))
 
     async def stand(self, lines: Lines, ticket: Ticket[TaskGate], begun: float, timeout: float | None) -> None:
         """Wait in this loop's line for the lock, until we are in front, or it was passed on to us.
@@ -202,7 +204,8 @@ class KeeperTask:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.book = Book(nullcontext())
+        self.book = Book(RLock())
+        self.discard = self.book.discard
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -222,9 +225,6 @@ class KeeperTask:
         hold.due = hold.valid_until = _process.clock()
         self.add(hold)
         hold.io.lines.leave(hold)
-
-    def discard(self, hold: Hold) -> None:
-        self.book.discard(hold)
 
     async def stop(self) -> None:
         """The loop is about to end: leave no task that it would never run to its end."""

@@ -178,7 +178,8 @@ class AsyncLockManager:
             left = math.inf if timeout is None else begun + timeout - terms.clock()
             lines.fail(hold, error, left)
             raise
-        hold.fence = core.fence(hold.fence)
+        if core.fence_bits and hold.fence is not None:
+            hold.fence <<= core.fence_bits  # turns in this process follow in the low bits
 
     async def _try_acquire(self, hold: Hold) -> AsyncLease | None:
         try:

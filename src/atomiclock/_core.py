@@ -28,22 +28,20 @@ except AttributeError:  # not on Windows
 
 def default_owner() -> str:
     """The label of a holder that chose none: host, process and thread."""
-    mine = _labels
-    if mine.generation != _process.generation:
-        mine.generation, mine.thread, mine.name = _process.generation, threading.current_thread(), None
-    name = mine.thread.name
-    if mine.name != name:
-        mine.name, mine.label = name, f"{_host}:{os.getpid()}:{name}"
-    return mine.label
+    generation, thread, name, label = _labels.mine
+    if generation != _process.generation:
+        generation, thread, name = _process.generation, threading.current_thread(), None
+    if name != thread.name:
+        name = thread.name
+        label = f"{_host}:{os.getpid()}:{name}"
+        _labels.mine = (generation, thread, name, label)
+    return label
 
 
 class _Labels(threading.local):
     """Of each thread its own."""
 
-    generation = -1
-    thread: threading.Thread
-    name: str | None = None
-    label = ""
+    mine: tuple[int, Any, str | None, str] = (-1, None, None, "")  # generation, thread, its name, the label
 
 
 _labels = _Labels()
@@ -79,12 +77,12 @@ class Core:
         self.pause = float(getattr(self.backend, "longest_pause", 0.1)) if polls else 0.0
         self.in_line = not hasattr(self.backend, "virtual_clock")  # a line waits by the real one
         self._hands_over = self.in_line and not getattr(self.backend, "exact_fence", False)
-        self._fence_bits = FENCE_BITS if self._hands_over else 0
+        self.fence_bits = FENCE_BITS if self._hands_over else 0
         self.options()
 
     def fence(self, fence: int | None) -> int | None:
         """The fence of a lease that the store granted with `fence`: turns in this process follow in the low bits."""
-        return fence << self._fence_bits if fence and self._fence_bits else fence
+        return fence << self.fence_bits if fence and self.fence_bits else fence
 
     def shown(self, holder: Holder | None, front: Hold | None) -> Holder | None:
         """What the store says of a holder. If we have passed that on in this process, then who of us has it by now."""

@@ -121,13 +121,14 @@ class Hold:
         others = self.in_flight - (2 if repeated else 1)
         self.in_flight = others if others > 0 else 0
         self.fence = fence
-        valid_until = sent + self.ttl - margin(self.ttl)
+        ttl = self.ttl
+        valid_until = sent + ttl - margin(ttl)
         if now >= valid_until:
             return False
         self.valid_until, self.granted_at = valid_until, now
         if self.renew_until < EVER:  # else the sum would be a number of its own for each lease
             self.renew_until += now
-        self.due = sent + self.ttl / RENEWALS_PER_TTL if self.renew else valid_until
+        self.due = sent + ttl / RENEWALS_PER_TTL if self.renew else valid_until
         self.state = HELD
         return True
 

@@ -82,10 +82,10 @@ class Book:
 
         True if the keeper must be woken for it.
         """
-        first = needed_at(hold)
         with self.mutex:
             self.live.add(hold)
             self._new[hold] = None
+            first = hold.due if hold.due < hold.valid_until and hold.state != LOST else needed_at(hold)
             if first >= self._asleep_until:
                 return False
             # It is woken for that at the latest: who adds a later one must not put it off.

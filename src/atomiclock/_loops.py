@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import AbstractEventLoop, get_running_loop
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -15,14 +15,19 @@ class ByLoop(Generic[T]):
     __slots__ = ("_all", "_last")
 
     def __init__(self) -> None:
-        self._all: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
-        self._last: tuple[ref[asyncio.AbstractEventLoop], T] | None = None  # one reference, so that threads may race
+        self._all: WeakKeyDictionary[AbstractEventLoop, T] = WeakKeyDictionary()
+        self._last: tuple[ref[AbstractEventLoop], T] | None = None  # one reference, so that threads may race
 
     def get(self) -> T | None:
         """That of the running loop."""
-        loop, last = asyncio.get_running_loop(), self._last
-        if last is not None and last[0]() is loop:
-            return last[1]
+        loop, last = get_running_loop(), self._last
+        if last is not None:
+            mine, value = last
+            if mine() is loop:
+                return value
+        return self._find(loop)
+
+    def _find(self, loop: AbstractEventLoop) -> T | None:
         value = self._all.get(loop)
         if value is not None:
             self._last = (ref(loop), value)
@@ -31,7 +36,7 @@ class ByLoop(Generic[T]):
     def put(self, value: T) -> T:
         """Make `value` that of the running loop; returns it."""
         self._forget_closed()
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         self._all[loop] = value
         self._last = (ref(loop), value)
         return value
@@ -46,7 +51,7 @@ class ByLoop(Generic[T]):
     def pop(self) -> T | None:
         """Forget that of the running loop; returns it."""
         self._last = None
-        return self._all.pop(asyncio.get_running_loop(), None)
+        return self._all.pop(get_running_loop(), None)
 
     def values(self) -> list[T]:
         found = [(loop, self._all.get(loop)) for key in self._all.keyrefs() if (loop := key()) is not None]

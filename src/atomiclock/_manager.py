@@ -280,7 +280,8 @@ class LockManager:
             left = math.inf if timeout is None else begun + timeout - terms.clock()
             lines.fail(hold, error, left)
             raise
-        hold.fence = core.fence(hold.fence)
+        if core.fence_bits and hold.fence is not None:
+            hold.fence <<= core.fence_bits  # turns in this process follow in the low bits
 
     def _take_back(self, hold: Hold, error: BaseException) -> None:
         """Leave nothing of an attempt that failed or was interrupted; what takes longer, in the background."""

@@ -36,11 +36,10 @@ def key_of(namespace: str, name: str) -> str:
     the whole. A name that only looks like such a key is digested too, so two names never share a key.
     Raises `ConfigurationError` for what is no name.
     """
-    if type(name) is not str or not name:
-        check_name(name)
-    if not namespace:
-        return name
-    return _short_key_of(namespace, name) if len(name) <= _LONGEST_KEY else _key_of(namespace, name)
+    if type(name) is str and name and namespace and len(name) <= _LONGEST_KEY:
+        return _short_key_of(namespace, name)
+    check_name(name)
+    return _key_of(namespace, name) if namespace else name
 
 
 def _key_of(namespace: str, name: str) -> str:

@@ -53,14 +53,14 @@ class Store:
 
     def run(self, plan: Plan[T]) -> T:
         """What `plan` returns or raises. Whatever interrupts a request is thrown into the plan."""
-        step: Any = plan.send
+        send, perform = plan.send, self.perform
+        step: Any = send
         value: Any = None
-        perform = self.perform
         while True:
             try:
                 while True:
                     value = perform(step(value))
-                    step = plan.send
+                    step = send
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]  # the plan's own T
             except BaseException as error:
@@ -169,6 +169,7 @@ class KeeperThread:
     def __init__(self) -> None:
         # Re-entrant, and a queue instead of an event: a signal handler or a finalizer may come in between.
         self.book = Book(threading.RLock())
+        self.discard = self.book.discard
         self._wake: Post[Hold | None] = Post()
         self._starting = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -203,9 +204,6 @@ class KeeperThread:
         """Bury `hold` from a finalizer, which may run anywhere: takes no lock, and starts no thread."""
         hold.give_up()
         self._wake.put(hold)
-
-    def discard(self, hold: Hold) -> None:
-        self.book.discard(hold)
 
     def _rouse(self) -> None:
         with self._starting:
