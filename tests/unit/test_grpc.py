@@ -170,6 +170,18 @@ def test_a_call_that_fails_has_a_status(reader: Reader, data: bytes, code: int, 
 
 
 @pytest.mark.parametrize(
+    ("code", "text", "answer"),
+    [(0, "", Answer(b"ok")), (7, "no way", Answer(b"", PERMISSION_DENIED, "no way"))],
+)
+def test_the_end_of_a_call_may_take_several_frames(reader: Reader, code: int, text: str, answer: Answer) -> None:
+    """The first of them says that it is the last block, and another one brings the status."""
+    whole = block(("grpc-status", str(code)), ("grpc-message", text))
+    end = frame(HEADERS, LAST, 1, whole[:2]) + frame(CONTINUATION, 0, 1, whole[2:5])
+    assert taken(reader, head(1) + body(1, b"ok") + end) is MORE
+    assert reader.take(frame(CONTINUATION, WHOLE, 1, whole[5:]), ASK) == [answer]
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
@@ -194,6 +206,8 @@ def test_a_server_that_speaks_something_else_is_told_at_once(data: bytes) -> Non
         frame(HEADERS, WHOLE, 1, b"\xbe"),  # a field of the table that we do not have
         frame(HEADERS, WHOLE | LAST, 1, block(("grpc-status", "none"))),
         b"\xff" * 9,
+        frame(DATA, PADDED, 1),  # it does not say by how much
+        frame(HEADERS, PADDED | WHOLE, 1),
     ],
 )
 def test_nonsense_is_told_from_an_answer(reader: Reader, data: bytes) -> None:

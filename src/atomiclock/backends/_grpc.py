@@ -237,6 +237,8 @@ class Frames:
 def _unpadded(kind: int, flags: int, payload: bytes) -> bytes:
     padding = 0
     if flags & _PADDED and kind in (DATA, HEADERS):
+        if not payload:
+            raise ValueError(NO_GRPC)
         padding, payload = payload[0], payload[1:]
     if kind == HEADERS and flags & _PRIORITY:
         payload = payload[5:]
@@ -246,12 +248,12 @@ def _unpadded(kind: int, flags: int, payload: bytes) -> bytes:
 class _Stream:
     """One call under way."""
 
-    __slots__ = ("answer", "block", "data", "http")
+    __slots__ = ("answer", "block", "data", "last")
 
     def __init__(self) -> None:
         self.data = b""
         self.block = b""
-        self.http = ""
+        self.last = False  # the block is the last of the stream, in however many frames it comes
         self.answer: Answer | None = None
 
     def take(self, kind: int, flags: int, payload: bytes) -> None:
@@ -262,11 +264,12 @@ class _Stream:
             return
         else:
             self.block += payload
+            self.last = self.last or (kind == HEADERS and bool(flags & LAST))
             if flags & _WHOLE:
-                self._head(_said(self.block), bool(flags & LAST))
+                self._head(_said(self.block), self.last)
                 self.block = b""
-                return
-        if flags & LAST and self.answer is None:
+            return
+        if flags & LAST:
             self.answer = Answer(b"", UNKNOWN, "it ended the call without a status")
 
     def _head(self, said: _Said, last: bool) -> None:
