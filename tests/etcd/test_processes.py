@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from servers import EtcdServer, wait_until
 
-from atomiclock import LockManager
+from atomiclock import LockManager, LockTimeout
+from atomiclock.backends._etcd_channel import Link
+from atomiclock.testing._facade import Interrupted
 
 
 def run_python(code: str, *arguments: str, seconds: float = 90) -> subprocess.CompletedProcess[str]:
@@ -205,6 +207,26 @@ def test_a_manager_that_is_dropped_takes_its_threads_along(etcd_server: EtcdServ
             use()
         gc.collect()
         wait_until(lambda: len(ours()) <= before, what="the threads of the streams end")
+
+
+def test_a_signal_just_when_the_stream_is_open_leaves_no_thread(
+    etcd_server: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise Interrupted
+
+    def ours() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "atomiclock-etcd-watch"]
+
+    with LockManager(etcd_server.url) as others, others.acquire("a"), LockManager(etcd_server.url) as locks:
+        before = ours()
+        with monkeypatch.context() as patch:
+            patch.setattr(Link, "adopt", interrupted)
+            with pytest.raises(Interrupted):
+                locks.acquire("a", timeout=5)
+        wait_until(lambda: ours() == before, 3, what="nobody knows the stream, and its thread ends")
+        with pytest.raises(LockTimeout):
+            locks.acquire("a", timeout=0.2)
 
 
 GEVENT = """

@@ -409,7 +409,10 @@ class ThreadChannel:
             return wanted.mailbox.wait(wanted.until)
         link, token, deadline = wanted
         with self._opening:
-            return link.open_watches() or link.adopt(open_watches(self._session.target, link.endpoint, token, deadline))
+            found = link.open_watches()
+            if found is None:
+                found = open_watches(self._session.target, link.endpoint, token, deadline, link.adopt)
+            return found
 
     def close(self) -> None:
         self._session.close()

@@ -281,13 +281,16 @@ def _hang_up(sock: socket.socket) -> None:
         socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not that of TLS, which says goodbye and waits for an answer
 
 
-def open_watches(target: Target, endpoint: str, token: bytes, deadline: float) -> Watches:
-    """A stream of watches for threads, on a connection of its own."""
+def open_watches(
+    target: Target, endpoint: str, token: bytes, deadline: float, adopt: Callable[[Watches], Watches]
+) -> Watches:
+    """A stream of watches for threads, on a connection of its own. Whoever is to close it does `adopt` it."""
     sock: socket.socket | None = None
     try:
         sock = connected(target, endpoint, deadline)
         watches = ThreadWatches(sock, endpoint, target.tls is not None, token)
         watches.start()
+        adopt(watches)  # before it is ours no more: a signal may come in between, and its thread would read for ever
         sock = None
         return watches
     except (OSError, ValueError, RuntimeError) as error:  # the last: there can be no more threads
