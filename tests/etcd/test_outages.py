@@ -9,12 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from servers import EtcdServer, free_port, wait_until
 
 from atomiclock import BackendUnavailable, LockError, LockLost, LockManager, LockTimeout
+from atomiclock._url import parse
+from atomiclock.backends import Unknown
+from atomiclock.backends._etcd_errors import explain
+from atomiclock.backends._etcd_target import target_of_url
+from atomiclock.backends._grpc import CANCELLED, Answer
 from atomiclock.testing._facade import Colour, Interrupted, Locks, interrupt_main_thread, open_locks
 
 SLACK = 2.0
@@ -199,6 +205,31 @@ def test_another_service_that_speaks_grpc_is_refused(opened: Callable[..., Locks
             opened(f"etcd://127.0.0.1:{port}").acquire("a", timeout=1)
     finally:
         server.stop(0).wait()
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_server_that_bears_few_calls_at_a_time_renews_all_leases(
+    tmp_path: Path, opened: Callable[..., Locks], most: int
+) -> None:
+    """A renewal is two calls, and fifty leases are renewed at a time."""
+    server = EtcdServer(tmp_path, "--max-concurrent-streams", str(most)).start()
+    try:
+        locks = opened(server.url, ttl=3)
+        held = [locks.acquire(f"{number}") for number in range(12)]
+        time.sleep(4)
+        for lease in held:
+            lease.check()
+            lease.release()
+    finally:
+        server.stop()
+
+
+def test_a_call_that_others_cancelled_may_have_been_done() -> None:
+    """As etcd's own proxy says when it loses its cluster."""
+    target = target_of_url(parse("etcd://h"))
+    problem = explain(Answer(b"", CANCELLED, "context canceled"), target, "h:2379")
+    assert isinstance(problem, Unknown)
+    assert problem.sent
 
 
 def test_a_server_that_hangs(own_etcd: EtcdServer, opened: Callable[..., Locks]) -> None:

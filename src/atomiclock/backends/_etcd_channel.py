@@ -22,11 +22,11 @@ from ._etcd_spares import Spares
 from ._etcd_target import Target
 from ._etcd_watch import Watches, open_watches
 from ._etcd_wire import decode, encode, number, text
-from ._grpc import DEADLINE_EXCEEDED, Answer, Ask, Call
+from ._grpc import DEADLINE_EXCEEDED, REFUSED, Answer, Ask, Call
 from ._wire_pool import WireChannel
 
 AT_ONCE = 50
-"""Leases that are kept alive in one round trip, with two calls for each: a server may bear 100 at a time."""
+"""Leases that are kept alive in one round trip, with two calls for each: most servers bear 100 at a time."""
 GOODBYE = 0.25
 """Seconds that a close may take to give back the leases that were kept."""
 
@@ -163,6 +163,8 @@ class Session:
             until = deadline if link.proven else self._share(sent, deadline)
             try:
                 answers = yield Send(link, Ask(calls, token), until)
+                if REFUSED in answers and len(answers) > 1:
+                    yield from _ask_the_refused(link, Ask(calls, token), answers, until)
             except (Unknown, BackendRefused) as error:
                 self._broken(link, error)
             if not link.open:  # closed meanwhile, but for the connection that was in our hands
@@ -340,6 +342,18 @@ class Session:
             return (yield Open(link, token, deadline))
         except (Unknown, BackendRefused) as error:
             self._broken(link, error)
+
+
+def _ask_the_refused(link: Link, ask: Ask, answers: list[Answer], until: float) -> Exchange:
+    """Make the calls again that the server took no more of, as long as it takes some of them each time."""
+    rest = [at for at, answer in enumerate(answers) if answer == REFUSED]
+    before = len(answers)
+    while 0 < len(rest) < before:
+        before = len(rest)
+        more = yield Send(link, Ask(tuple(ask.calls[at] for at in rest), ask.token), until)
+        for at, answer in zip(rest, more, strict=True):
+            answers[at] = answer
+        rest = [at for at in rest if answers[at] == REFUSED]
 
 
 def _calls_of(request: Call | KeepAlive) -> tuple[Call, ...]:

@@ -8,6 +8,7 @@ from ._etcd_recipe import EXISTS, NOT_FOUND
 from ._etcd_target import Target
 from ._grpc import (
     ABORTED,
+    CANCELLED,
     DEADLINE_EXCEEDED,
     INTERNAL,
     PERMISSION_DENIED,
@@ -40,7 +41,7 @@ def explain(answer: Answer, target: Target, endpoint: str) -> Exception:
         return BackendRefused(f"{where} refused us: {text}; {refusal}")
     if code == RESOURCE_EXHAUSTED:  # too many requests, no space left: it did nothing
         return Unknown(f"{where} answered: {text}", sent=False)
-    if code in (UNAVAILABLE, UNKNOWN, INTERNAL, ABORTED, DEADLINE_EXCEEDED):
+    if code in (UNAVAILABLE, UNKNOWN, INTERNAL, ABORTED, DEADLINE_EXCEEDED, CANCELLED):
         return Unknown(f"{where}: {text}")
     if code == UNIMPLEMENTED:
         return BackendRefused(f"{where} does not speak etcd's API v3: {text}")

@@ -29,7 +29,7 @@ _NARROW = 65535
 _REFILL = 1 << 30
 """Bytes received after which the windows are opened again."""
 
-OK, UNKNOWN, DEADLINE_EXCEEDED, PERMISSION_DENIED, RESOURCE_EXHAUSTED = 0, 2, 4, 7, 8
+OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, PERMISSION_DENIED, RESOURCE_EXHAUSTED = 0, 1, 2, 4, 7, 8
 ABORTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, UNAUTHENTICATED = 10, 12, 13, 14, 16
 _BY_HTTP_STATUS = {"401": UNAUTHENTICATED, "403": PERMISSION_DENIED, "404": UNIMPLEMENTED}
 NO_GRPC = "its words are not those of HTTP/2"
@@ -56,6 +56,10 @@ class Answer(NamedTuple):
     code: int = OK
     text: str = ""
 
+
+REFUSED = Answer(b"", UNAVAILABLE, "it takes fewer calls at the same time")
+"""... of which the server has done nothing (RFC 9113, 8.7)."""
+_REFUSED_STREAM = b"\0\0\0\7"  # an error code
 
 HELLO: Any = object()
 """The request to begin a connection. The reply comes when the server has begun it too."""
@@ -260,7 +264,8 @@ class _Stream:
         if kind == DATA:
             self.data = self.data + payload if self.data else payload
         elif kind == RESET:
-            self.answer = Answer(b"", UNAVAILABLE, f"it gave up the call (error {int.from_bytes(payload, 'big')})")
+            why = f"it gave up the call (error {int.from_bytes(payload, 'big')})"
+            self.answer = REFUSED if payload == _REFUSED_STREAM else Answer(b"", UNAVAILABLE, why)
             return
         else:
             self.block += payload
