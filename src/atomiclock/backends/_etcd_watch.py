@@ -222,11 +222,12 @@ class Watches(Frames):
         """End it: nothing more will be heard. May be called again, and completes then what was interrupted."""
         self.open = False
         self.hang_up()
-        with self._mutex:
-            every, self._by_key = list(self._by_key.values()), {}
-            self._by_number = {}
-        for waiter in {waiter for watched in every for waiter in watched.waiting}:
+        with self._mutex:  # others may end their waiting meanwhile
+            waiting = {waiter for watched in self._by_number.values() for waiter in watched.waiting}
+        for waiter in waiting:
             waiter.hear(None)
+        with self._mutex:  # last: who was not told yet is found by the next close
+            self._by_key, self._by_number = {}, {}
 
 
 class ThreadWatches(Watches):
