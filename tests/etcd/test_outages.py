@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 import threading
@@ -248,6 +249,41 @@ def test_a_server_that_hangs(own_etcd: EtcdServer, opened: Callable[..., Locks])
     locks.acquire("a", timeout=10).release()
     wait_until(lambda: not own_etcd.keys(), 10, what="all is taken back")
     wait_until(lambda: not own_etcd.leases(), 10, what="all is taken back")
+
+
+def test_nobody_waits_longer_than_he_wants_for_a_stream_that_another_opens(
+    etcd_server: EtcdServer, opened: Callable[..., Locks], colour: Colour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the server is silent for new connections, and TLS waits for its first word."""
+    opening = threading.Event()
+
+    def slow(*_: Any) -> Any:
+        opening.set()
+        time.sleep(2)
+        raise Unknown("nobody is there", sent=False)
+
+    async def slow_async(*_: Any) -> Any:
+        opening.set()
+        await asyncio.sleep(2)
+        raise Unknown("nobody is there", sent=False)
+
+    def wait_for_a() -> None:
+        with suppress(LockError):
+            locks.acquire("a", timeout=3)
+
+    others, locks = opened(etcd_server.url), opened(etcd_server.url)
+    with others.acquire("a"), others.acquire("b"):
+        locks.acquire("c", timeout=2).release()  # it is connected
+        monkeypatch.setattr("atomiclock.backends._etcd_channel.open_watches", slow)
+        monkeypatch.setattr("atomiclock.backends._etcd_tasks._open_watches", slow_async)
+        opener = threading.Thread(target=wait_for_a)
+        opener.start()
+        assert opening.wait(2)
+        begun = time.monotonic()
+        with pytest.raises((LockTimeout, BackendUnavailable)):
+            locks.acquire("b", timeout=0.3)
+        assert time.monotonic() - begun < 1
+        opener.join(10)
 
 
 def test_what_is_held_is_held_over_a_restart(own_etcd: EtcdServer, opened: Callable[..., Locks]) -> None:

@@ -15,7 +15,7 @@ from .. import _process
 from .._post import Post
 from ..errors import BackendRefused, BackendUnavailable
 from . import Unknown
-from ._etcd_dial import dial
+from ._etcd_dial import dial, explained
 from ._etcd_errors import explain, is_fact, stale_token
 from ._etcd_recipe import AUTHENTICATE, NOT_FOUND, Attempt, Fault, KeepAlive, Watch, keep_alive, revoke
 from ._etcd_spares import Spares
@@ -391,7 +391,7 @@ class ThreadChannel:
 
     def __init__(self, target: Target, spares: Spares) -> None:
         self._session = Session(target, spares, _wires, _Mailbox)
-        self._opening = threading.RLock()  # one opens what all want to share
+        self._opening: Any = threading.RLock()  # one opens what all want to share
 
     def call(self, request: Any, deadline: float) -> Any:
         return self._run(self._session.exchange(request, deadline))
@@ -421,12 +421,18 @@ class ThreadChannel:
             return wanted.link.wires.call(wanted.ask, wanted.deadline)
         if isinstance(wanted, Hear):
             return wanted.mailbox.wait(wanted.until)
-        link, token, deadline = wanted
-        with self._opening:
-            found = link.open_watches()
-            if found is None:
-                found = open_watches(self._session.target, link.endpoint, token, deadline, link.adopt)
-            return found
+        return self._open(*wanted)
+
+    def _open(self, link: Link, token: bytes, deadline: float) -> Watches:
+        """The stream of watches. While another thread opens it, this one waits as long as it has time."""
+        opening, target = self._opening, self._session.target
+        try:
+            if not opening.acquire(timeout=max(0.0, deadline - _process.clock())):
+                raise explained(TimeoutError(), target, link.endpoint)
+            return link.open_watches() or open_watches(target, link.endpoint, token, deadline, link.adopt)
+        finally:
+            if opening._is_owned():  # a signal may come before it is noted what acquire() returned
+                opening.release()
 
     def close(self) -> None:
         self._session.close()

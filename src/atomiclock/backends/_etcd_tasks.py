@@ -8,23 +8,23 @@ from typing import Any
 
 from .._process import clock
 from ..errors import BackendRefused
-from . import Unknown
-from ._etcd_channel import Exchange, Hear, Open, Send, Session, fit
+from . import Unknown, _wire_tasks
+from ._etcd_channel import Exchange, Hear, Link, Open, Send, Session, fit
 from ._etcd_dial import address_of, explained
 from ._etcd_spares import Spares
 from ._etcd_target import Target
 from ._etcd_watch import Watches
 from ._grpc import HELLO, Reader
-from ._wire_tasks import AsyncDial, AsyncWire, AsyncWireChannel, Link
+from ._wire_tasks import AsyncDial, AsyncWire, AsyncWireChannel
 
 
 def async_dial(target: Target, endpoint: str) -> AsyncDial:
     """Opens connections for tasks."""
 
     async def open_wire(deadline: float) -> AsyncWire:
-        link: Link | None = None
+        link: _wire_tasks.Link | None = None
         try:
-            make = lambda: Link(Reader(endpoint, target.tls is not None))  # noqa: E731  # asyncio wants to call it
+            make = lambda: _wire_tasks.Link(Reader(endpoint, target.tls is not None))  # noqa: E731  # asyncio wants to call it
             link = await _connected(target, endpoint, make, deadline)
             await link.ask(HELLO, deadline)
             wire, link = AsyncWire(link), None
@@ -96,7 +96,7 @@ class TaskChannel:
 
     def __init__(self, target: Target, spares: Spares) -> None:
         self._session = Session(target, spares, _wires, _Mailbox)
-        self._opening = asyncio.Lock()  # one opens what all want to share
+        self._opening: asyncio.Future[None] | None = None  # one opens what all want to share
 
     async def call(self, request: Any, deadline: float) -> Any:
         return await self._run(self._session.exchange(request, deadline))
@@ -128,12 +128,23 @@ class TaskChannel:
             return await wanted.link.wires.call(wanted.ask, wanted.deadline)
         if isinstance(wanted, Hear):
             return await asyncio.wait_for(wanted.mailbox.future, max(0.0, wanted.until - clock()))
-        link, token, deadline = wanted
-        async with self._opening:
-            found = link.open_watches()
-            if found is None:
-                found = link.adopt(await _open_watches(self._session.target, link.endpoint, token, deadline))
-            return found
+        return await self._open(*wanted)
+
+    async def _open(self, link: Link, token: bytes, deadline: float) -> Watches:
+        """The stream of watches. While another task opens it, this one waits as long as it has time."""
+        target = self._session.target
+        while (found := link.open_watches()) is None:
+            if self._opening is None:
+                self._opening = opening = asyncio.get_running_loop().create_future()
+                try:
+                    return link.adopt(await _open_watches(target, link.endpoint, token, deadline))
+                finally:
+                    self._opening = None
+                    opening.set_result(None)
+            if deadline <= clock():
+                raise explained(TimeoutError(), target, link.endpoint)
+            await asyncio.wait({self._opening}, timeout=deadline - clock())
+        return found
 
     def close(self) -> None:
         self._session.close()
