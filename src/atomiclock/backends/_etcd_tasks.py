@@ -76,6 +76,9 @@ async def _open_watches(target: Target, endpoint: str, token: bytes, deadline: f
     return watches
 
 
+_TIME_IS_UP: Any = object()
+
+
 class _Mailbox:
     """Where a task waits for one thing, which comes on its own event loop."""
 
@@ -85,6 +88,18 @@ class _Mailbox:
     def put(self, value: Any) -> None:
         if not self.future.done():
             self.future.set_result(value)
+
+    async def wait(self, until: float) -> Any:
+        """What was put into it, or `TimeoutError`. Not by wait_for(), which up to Python 3.11 forgets a cancellation
+        that comes together with the result."""
+        alarm = asyncio.get_running_loop().call_later(max(0.0, until - clock()), self.put, _TIME_IS_UP)
+        try:
+            value = await self.future
+        finally:
+            alarm.cancel()
+        if value is _TIME_IS_UP:
+            raise TimeoutError
+        return value
 
 
 def _wires(target: Target, endpoint: str) -> AsyncWireChannel:
@@ -127,7 +142,7 @@ class TaskChannel:
         if isinstance(wanted, Send):
             return await wanted.link.wires.call(wanted.ask, wanted.deadline)
         if isinstance(wanted, Hear):
-            return await asyncio.wait_for(wanted.mailbox.future, max(0.0, wanted.until - clock()))
+            return await wanted.mailbox.wait(wanted.until)
         return await self._open(*wanted)
 
     async def _open(self, link: Link, token: bytes, deadline: float) -> Watches:
