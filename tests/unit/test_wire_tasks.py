@@ -14,7 +14,7 @@ from atomiclock._process import clock
 from atomiclock.backends import Unknown
 from atomiclock.backends._resp import Reader, pack
 from atomiclock.backends._wire import Several
-from atomiclock.backends._wire_tasks import AsyncWire, AsyncWireChannel, Link
+from atomiclock.backends._wire_tasks import AsyncWire, AsyncWireChannel, Link, within
 
 PING, PONG = pack(b"PING"), b"+PONG\r\n"
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
@@ -202,3 +202,40 @@ def test_a_stream_that_has_read_all_goes_on_as_a_connection() -> None:
             await link.ask(PING, soon())
 
     run(test)
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "late"])
+def test_a_connection_that_nobody_takes_is_undone_and_no_cancellation_is_forgotten(ends: str) -> None:
+    async def main() -> None:
+        undone: list[str] = []
+        made = asyncio.get_running_loop().create_future()
+
+        async def work() -> str:
+            with suppress(asyncio.CancelledError):  # as libraries do that retry
+                await made
+            return "connection"
+
+        seconds = 5.0 if ends == "cancelled" else 0.01
+        task = asyncio.create_task(within(work(), clock() + seconds, undone.append))
+        await asyncio.sleep(0)
+        if ends == "cancelled":
+            await asyncio.sleep(0)
+            made.set_result(None)  # in the same moment
+            await asyncio.sleep(0)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError if ends == "cancelled" else TimeoutError):
+            await task
+        await asyncio.sleep(0.01)
+        assert undone == ["connection"]
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_is_taken_is_not_undone() -> None:
+    async def main() -> None:
+        undone: list[str] = []
+        assert await within(asyncio.sleep(0, "connection"), clock() + 5, undone.append) == "connection"
+        await asyncio.sleep(0.01)
+        assert undone == []
+
+    asyncio.run(main())

@@ -160,7 +160,7 @@ class Session:
             sent = _process.clock()
             if link.silent_since is None:
                 link.silent_since = sent
-            until = deadline if link.proven else self._share(sent, deadline)
+            until = self._until(link, deadline)
             try:
                 answers = yield Send(link, Ask(calls, token), until)
                 if REFUSED in answers and len(answers) > 1:
@@ -199,10 +199,13 @@ class Session:
             return Fault(answer.text)
         raise self._refused(link, answer)
 
-    def _share(self, now: float, deadline: float) -> float:
-        """Until when an endpoint that has not answered yet may take, so that time is left for the others."""
+    def _until(self, link: Link, deadline: float) -> float:
+        """Until when `link` may take: one that has not answered yet has to leave time for the other endpoints."""
         others = len(self.target.endpoints) - 1 - self._missed
-        return deadline if others <= 0 else now + (deadline - now) / (others + 1)
+        if link.proven or others <= 0:
+            return deadline
+        now = _process.clock()
+        return now + (deadline - now) / (others + 1)
 
     def _others(self) -> bool:
         return self._missed < len(self.target.endpoints) - 1
@@ -305,7 +308,7 @@ class Session:
         target = self.target
         ask = encode({1: (target.user or "").encode(), 2: (target.password or "").encode()})
         try:
-            (answer,) = yield Send(link, Ask((Call(AUTHENTICATE, ask),)), deadline)
+            (answer,) = yield Send(link, Ask((Call(AUTHENTICATE, ask),)), self._until(link, deadline))
         except (Unknown, BackendRefused) as error:
             self._broken(link, error)
         if "authentication is not enabled" in answer.text:

@@ -50,11 +50,12 @@ def connected(target: Target, endpoint: str, deadline: float) -> socket.socket:
     """A socket that is connected to `endpoint`, by TLS if that is wanted."""
     host, port = address_of(endpoint)
     trouble: OSError | None = None
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for left, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         sock: socket.socket | None = None
         try:
             sock = socket.socket(family, kind, protocol)
-            sock.settimeout(_left(deadline))
+            sock.settimeout(_left(deadline) / left)
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

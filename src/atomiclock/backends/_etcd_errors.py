@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._names import presentable
 from ..errors import BackendRefused, BackendUnavailable
 from . import Unknown
 from ._etcd_recipe import EXISTS, NOT_FOUND
@@ -35,7 +36,7 @@ def stale_token(answer: Answer) -> bool:
 
 def explain(answer: Answer, target: Target, endpoint: str) -> Exception:
     """The exception for an `answer` that is no fact."""
-    _, code, text = answer
+    code, text = answer.code, presentable(answer.text)
     where = target.where(endpoint)
     if (refusal := _refusal(code, text, target)) is not None:
         return BackendRefused(f"{where} refused us: {text}; {refusal}")

@@ -29,7 +29,7 @@ def async_dial(target: Target, endpoint: str) -> AsyncDial:
             await link.ask(HELLO, deadline)
             wire, link = AsyncWire(link), None
             return wire
-        except (OSError, ValueError, asyncio.TimeoutError) as error:
+        except (OSError, ValueError) as error:
             raise explained(error, target, endpoint) from error
         finally:
             if link is not None:
@@ -40,8 +40,8 @@ def async_dial(target: Target, endpoint: str) -> AsyncDial:
 
 async def _connected(target: Target, endpoint: str, make: Callable[[], Any], deadline: float) -> Any:
     host, port = address_of(endpoint)
-    made = asyncio.get_running_loop().create_connection(make, host, port, ssl=target.tls)
-    return (await asyncio.wait_for(made, max(0.001, deadline - clock())))[1]
+    made = asyncio.get_running_loop().create_connection(make, host, port, ssl=target.tls, happy_eyeballs_delay=0.25)
+    return (await _wire_tasks.within(made, deadline, lambda pair: pair[0].abort()))[1]
 
 
 class TaskWatches(Watches, asyncio.Protocol):
@@ -71,7 +71,7 @@ async def _open_watches(target: Target, endpoint: str, token: bytes, deadline: f
     make = lambda: TaskWatches(endpoint, target.tls is not None, token)  # noqa: E731  # asyncio wants to call it
     try:
         watches: Watches = await _connected(target, endpoint, make, deadline)
-    except (OSError, ValueError, asyncio.TimeoutError) as error:
+    except (OSError, ValueError) as error:
         raise explained(error, target, endpoint) from error
     return watches
 
@@ -131,8 +131,6 @@ class TaskChannel:
                     value, step = await self._perform(wanted), steps.send
                 except (TimeoutError, Unknown, BackendRefused) as error:
                     value, step = error, steps.throw
-                except asyncio.TimeoutError as error:  # another class in Python 3.10
-                    value, step = TimeoutError(*error.args), steps.throw
         except StopIteration as done:
             return done.value
         finally:

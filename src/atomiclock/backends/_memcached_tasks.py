@@ -13,7 +13,7 @@ from ._memcached_reader import Reader
 from ._memcached_target import Target
 from ._meta import Facts
 from ._wire import Nap
-from ._wire_tasks import AsyncDial, AsyncWire, Link
+from ._wire_tasks import AsyncDial, AsyncWire, Link, within
 
 
 def async_dial(target: Target) -> AsyncDial:
@@ -22,14 +22,14 @@ def async_dial(target: Target) -> AsyncDial:
     async def open_wire(deadline: float) -> AsyncWire:
         link: Link | None = None
         try:
-            link = await asyncio.wait_for(_connected(target), max(0.001, deadline - clock()))
+            link = await within(_connected(target), deadline, Link.abort)
             reader: Any = link.reader
             reader.facts = await _greeted(target, link, deadline)
             wire, link = AsyncWire(link), None
             return wire
         except BackendRefused:
             raise
-        except (OSError, ValueError, asyncio.TimeoutError) as error:
+        except (OSError, ValueError) as error:
             raise explained(error, target.place) from error
         finally:
             if link is not None:

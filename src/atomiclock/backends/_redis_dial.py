@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.parser  # noqa: F401  # this and `secrets` redis-py loads when it connects, not under `_process.loading`
 import secrets  # noqa: F401
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from . import Unknown
 from ._redis_errors import explain
 from ._resp import Reader
 from ._wire import DeadlineSocket, Dial, Wire
-from ._wire_tasks import AsyncDial, AsyncWire, Link
+from ._wire_tasks import AsyncDial, AsyncWire, Link, within
 
 NOT_OURS = (
     "cache", "cache_config", "decode_responses", "event_dispatcher", "health_check_interval", "himport_registry",
@@ -62,20 +61,25 @@ def async_dial(connection: Any, kwargs: dict[str, Any], bound: float, place: str
         try:
             left = max(0.001, deadline - _process.clock())
             made.socket_connect_timeout = made.socket_timeout = left  # a cancellation alone is lost now and then
-            await asyncio.wait_for(made.connect(), left)
+            await within(made.connect(), deadline, lambda _: _drop(made))
             wire = AsyncWire(Link.instead(made._reader, made._writer, Reader()))
             made._reader = made._writer = None  # ours now; its __del__ would complain
             return wire
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise Unknown(f"{place} is not reachable: timed out", sent=False) from error
         except (redis.RedisError, OSError, ValueError) as error:
             raise explain(error, place) from error
         finally:
-            writer, made._writer = made._writer, None
-            if writer is not None:
-                writer.transport.abort()
+            _drop(made)
 
     return open_wire
+
+
+def _drop(made: Any) -> None:
+    """Close what it still has, at once."""
+    writer, made._writer = made._writer, None
+    if writer is not None:
+        writer.transport.abort()
 
 
 def _maker(connection: Any, pool: Any, retry: Any, kwargs: dict[str, Any], bound: float) -> Callable[[], Any]:
