@@ -40,7 +40,8 @@ def async_dial(target: Target, endpoint: str) -> AsyncDial:
 
 async def _connected(target: Target, endpoint: str, make: Callable[[], Any], deadline: float) -> Any:
     host, port = address_of(endpoint)
-    made = asyncio.get_running_loop().create_connection(make, host, port, ssl=target.tls, happy_eyeballs_delay=0.25)
+    # Without happy_eyeballs_delay: a cancellation leaves sockets of it open (Python 3.11).
+    made = asyncio.get_running_loop().create_connection(make, host, port, ssl=target.tls)
     return (await _wire_tasks.within(made, deadline, lambda pair: pair[0].abort()))[1]
 
 
