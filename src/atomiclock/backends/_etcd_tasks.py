@@ -25,9 +25,10 @@ def async_dial(target: Target, endpoint: str) -> AsyncDial:
         link: _wire_tasks.Link | None = None
         try:
             make = lambda: _wire_tasks.Link(Reader(endpoint, target.tls is not None))  # noqa: E731  # asyncio wants to call it
-            link = await _connected(target, endpoint, make, deadline)
-            await link.ask(HELLO, deadline)
-            wire, link = AsyncWire(link), None
+            made: _wire_tasks.Link = await _connected(target, endpoint, make, deadline)
+            link = made
+            await made.ask(HELLO, deadline)
+            wire, link = AsyncWire(made), None
             return wire
         except (OSError, ValueError) as error:
             raise explained(error, target, endpoint) from error
