@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import socket
 import threading
@@ -354,6 +355,7 @@ def test_interrupts_at_any_time_leave_nothing_and_harm_no_later_call(etcd_server
     wait_until(lambda: not etcd_server.keys(), 5, what="no key is left")
     # A grant that arrives after its lease was revoked leaves one without a key, until the ttl is over.
     wait_until(lambda: not etcd_server.leases(), 10, what="no lease is left")
+    gc.collect()  # of sockets that were being made, here where it is no surprise
 
 
 def test_a_connection_that_dies_with_threads_in_it(own_etcd: EtcdServer) -> None:
