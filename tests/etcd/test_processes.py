@@ -14,7 +14,7 @@ import pytest
 from servers import EtcdServer, wait_until
 
 from atomiclock import LockManager, LockTimeout
-from atomiclock.backends._etcd_channel import Link
+from atomiclock.backends._etcd_session import Link
 from atomiclock.testing._facade import Interrupted
 
 

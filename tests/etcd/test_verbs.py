@@ -11,7 +11,6 @@ from atomiclock import BackendRefused, LockManager
 from atomiclock._registry import backend_for
 from atomiclock._url import parse
 from atomiclock.backends import Add, Extend, Granted, Remove, Unknown, Wait, clock
-from atomiclock.backends._etcd_channel import Session
 from atomiclock.backends._etcd_recipe import (
     GRANT,
     KEEP_ALIVE,
@@ -25,6 +24,7 @@ from atomiclock.backends._etcd_recipe import (
     lease_of,
     look,
 )
+from atomiclock.backends._etcd_session import Session
 from atomiclock.backends._etcd_spares import Spares
 from atomiclock.backends._etcd_target import target_of_url
 from atomiclock.backends._etcd_wire import encode

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from atomiclock._process import clock
-from atomiclock.backends._etcd_channel import Hear
+from atomiclock.backends._etcd_session import Hear
 from atomiclock.backends._etcd_spares import Spares
 from atomiclock.backends._etcd_target import Target
 from atomiclock.backends._etcd_tasks import TaskChannel, _Mailbox

@@ -10,9 +10,8 @@ from ..errors import BackendRefused
 from . import Unknown
 from ._etcd_target import Target
 from ._grpc import HELLO, Reader
-from ._wire import MORE, DeadlineSocket, Dial, Wire
+from ._wire import DeadlineSocket, Dial, Wire, exchange
 
-CLOSED = "the server closed the connection"
 _NEEDS_CERTIFICATE = ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "HANDSHAKE_FAILURE")
 _WRONG_PROTOCOL = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")
 
@@ -30,12 +29,9 @@ def dial(target: Target, endpoint: str) -> Dial:
         sock: socket.socket | None = None
         try:
             sock = connected(target, endpoint, deadline)
-            link, reader = DeadlineSocket(sock, deadline), Reader(endpoint, target.tls is not None)
-            said, _ = reader.prepare(HELLO)
-            link.sendall(said)
-            while reader.take(_some(link.recv(65536)), HELLO) is MORE:
-                pass
-            wire, sock = Wire(link, reader), None
+            wire = Wire(DeadlineSocket(sock, deadline), Reader(endpoint, target.tls is not None))
+            exchange(wire, HELLO, deadline)
+            sock = None
             return wire
         except (OSError, ValueError) as error:
             raise explained(error, target, endpoint) from error
@@ -77,12 +73,6 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError("timed out")
     return left
-
-
-def _some(data: bytes) -> bytes:
-    if not data:
-        raise ConnectionError(CLOSED)
-    return data
 
 
 def explained(error: Exception, target: Target, endpoint: str) -> Exception:

@@ -9,8 +9,8 @@ from typing import Any
 from .._process import clock
 from ..errors import BackendRefused
 from . import Unknown, _wire_tasks
-from ._etcd_channel import Exchange, Hear, Link, Open, Send, Session, fit
 from ._etcd_dial import address_of, explained
+from ._etcd_session import Exchange, Hear, Link, Open, Send, Session, fit
 from ._etcd_spares import Spares
 from ._etcd_target import Target
 from ._etcd_watch import Watches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from ssl import SSLWantReadError
@@ -63,7 +64,7 @@ class _Watched:
         return [waiter for waiter in self.waiting if waiter.seen < known]
 
 
-class Watches(Frames):
+class Watches(Frames, ABC):
     """Tells of deletions: each who waits, by its `hear`, which is given the reply, or `None` when the stream ends.
 
     A watch from a revision in the past is served by etcd only every 100 ms (measured with 3.4), one from now on at
@@ -82,13 +83,13 @@ class Watches(Frames):
         self._by_key: dict[bytes, _Watched] = {}  # the one that was used last comes last
         self._by_number: dict[int, _Watched] = {}
 
+    @abstractmethod
     def send(self, data: bytes) -> None:
         """Whatever it raises closes the stream: nobody knows how much of `data` has left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hang_up(self) -> None:
         """End the connection, at once. Takes no lock, and may be called again."""
-        raise NotImplementedError
 
     def begin(self) -> bytes:
         self._call, head = self.call(WATCH, self._token)

@@ -17,7 +17,7 @@ from ._memcached_greet import greet
 from ._memcached_reader import Reader
 from ._memcached_target import Target
 from ._meta import Facts
-from ._wire import MORE, DeadlineSocket, Dial, Nap, Wire
+from ._wire import DeadlineSocket, Dial, Nap, Wire, exchange
 
 
 class _Sockets:
@@ -66,10 +66,11 @@ def dial(target: Target) -> Dial:
         sockets: _Sockets | None = None
         try:
             sockets = _connect(target, deadline)
-            sock, reader = sockets.made[-1], Reader()
-            reader.facts = _perform(greet(target), sock, reader)
+            reader = Reader()
+            wire = Wire(sockets.made[-1], reader)
+            reader.facts = _perform(greet(target), wire, deadline)
             sockets.made.clear()  # ours now
-            return Wire(sock, reader)
+            return wire
         except BackendRefused:
             raise
         except (OSError, ValueError) as error:
@@ -108,7 +109,7 @@ def _connect(target: Target, deadline: float) -> _Sockets:
     raise OSError("the host has no address")
 
 
-def _perform(questions: Generator[Any, Any, Facts], sock: DeadlineSocket, reader: Reader) -> Facts:
+def _perform(questions: Generator[Any, Any, Facts], wire: Wire, deadline: float) -> Facts:
     reply = None
     while True:
         try:
@@ -117,20 +118,11 @@ def _perform(questions: Generator[Any, Any, Facts], sock: DeadlineSocket, reader
             facts: Facts = done.value
             return facts
         if isinstance(request, Nap):
-            check_nap(request, sock.deadline)
+            check_nap(request, deadline)
             time.sleep(request.until - clock())
             reply = None
             continue
-        said, reply = reader.prepare(request)
-        sock.sendall(said)
-        while reply is MORE:
-            reply = reader.take(some(sock.recv(65536)), request)
-
-
-def some(data: bytes) -> bytes:
-    if not data:
-        raise ConnectionError("the server closed the connection")
-    return data
+        reply = exchange(wire, request, deadline)
 
 
 def check_nap(nap: Nap, deadline: float) -> None:

@@ -61,6 +61,7 @@ class Parting(bytes):
         return made
 
 
+CLOSED = "the server closed the connection"
 MORE: Any = object()
 """In place of a reply: what came so far is not all of it."""
 
@@ -215,6 +216,26 @@ class Wire:
         if self.seat is not None:
             self.seat.open = False
         self.sock.close()
+
+
+def exchange(wire: Wire, request: Any, deadline: float, tell: Callable[[], object] | None = None) -> Any:
+    """Send `request`, `tell` that it has left, and return the reply to it."""
+    sock, reader = wire.sock, wire.reader
+    sock.deadline = deadline
+    said, known = reader.prepare(request)
+    if said:
+        sock.sendall(said)
+    elif known is not MORE:
+        return known
+    if tell is not None:
+        tell()
+    while True:
+        data = sock.recv(CHUNK)
+        if not data:
+            raise ConnectionError(CLOSED)
+        reply = reader.take(data, request)
+        if reply is not MORE:
+            return reply
 
 
 Dial = Callable[[float], Wire]

@@ -20,7 +20,7 @@ from typing import Any
 from .._post import Post
 from .._process import clock
 from . import Unknown
-from ._wire import CHUNK, MORE, NO_ROOM, Blocking, Dial, Fit, Nap, Parting, Several, Wire
+from ._wire import NO_ROOM, Blocking, Dial, Fit, Nap, Parting, Several, Wire, exchange
 
 MOST = 64
 """Open connections of a channel; more callers than that take turns. Half of them may wait at the server."""
@@ -84,21 +84,21 @@ class WireChannel:
         self._queue: deque[Post[Wire | None]] = deque()
 
     def call(self, request: Any, deadline: float) -> Any:
-        exchange: Callable[..., Any] = _exchange
+        ask: Callable[..., Any] = exchange
         if isinstance(request, UNUSUAL):
             if isinstance(request, Nap):
                 return time.sleep(max(0.0, request.until - clock()))
             if isinstance(request, Parting):
-                exchange = partial(_exchange, tell=request.tell)
+                ask = partial(exchange, tell=request.tell)
             elif self._seats.may_block():
-                exchange = self._blocked
+                ask = self._blocked
             else:  # before others have to wait for the connection
                 return NO_ROOM
         pooled = self._pooled()
         wire = pooled or self._open_or_queue(deadline)
         done = False
         try:
-            reply = exchange(wire, request, deadline)
+            reply = ask(wire, request, deadline)
             done = not wire.reader.rest and (type(reply) in self._sure or self._fit(reply))
             return reply
         except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ class WireChannel:
         if not self._seats.block(wire.seat):
             return NO_ROOM
         try:
-            return _exchange(wire, request, deadline)
+            return exchange(wire, request, deadline)
         finally:  # a signal that comes before it ends the connection, and with that its seat
             wire.seat.blocked = False
 
@@ -208,26 +208,6 @@ class WireChannel:
     def __del__(self) -> None:
         for wire in getattr(self, "_idle", ()):  # a signal may have interrupted its making
             wire.close()
-
-
-def _exchange(wire: Wire, request: Any, deadline: float, tell: Callable[[], object] | None = None) -> Any:
-    """Send `request`, `tell` that it has left, and return the reply to it."""
-    sock, reader = wire.sock, wire.reader
-    sock.deadline = deadline
-    said, known = reader.prepare(request)
-    if said:
-        sock.sendall(said)
-    elif known is not MORE:
-        return known
-    if tell is not None:
-        tell()
-    while True:
-        data = sock.recv(CHUNK)
-        if not data:
-            raise ConnectionError("the server closed the connection")
-        reply = reader.take(data, request)
-        if reply is not MORE:
-            return reply
 
 
 def check_time(deadline: float, place: str) -> None:

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from .. import _process
 from . import Unknown
-from ._wire import CHUNK, MORE, NO_ROOM, Blocking, Fit, Nap, Parting, Reader, Several, poll_of
+from ._wire import CHUNK, CLOSED, MORE, NO_ROOM, Blocking, Fit, Nap, Parting, Reader, Several, poll_of
 from ._wire_pool import Seats, check_time
 
 T = TypeVar("T")
-CLOSED = "the server closed the connection"
 
 
 async def within(work: Coroutine[Any, Any, T], deadline: float, undo: Callable[[T], object]) -> T:
